@@ -1,0 +1,95 @@
+"""What every benchmark records beside its numbers, and how it is resumed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmdd.artifact import commit
+
+RESULTS = Path(__file__).parent / "results"
+DATA = Path(os.environ.get("MMDD_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def machine() -> dict[str, Any]:
+    """Processor or GPU, cores, versions and the commit that was measured."""
+    return {
+        "machine": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": (commit() or "unknown")[:12],
+    }
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+        flags = [f for f in ("avx512f", "avx512_bf16", "amx_bf16") if f in found["flags"].split()]
+        name = f"{found['model name']} family {found['cpu family']} model {found['model']}"
+        return f"{name} ({' '.join(flags)})"
+    except (OSError, KeyError):
+        return platform.processor() or platform.machine()
+
+
+def read(table: str) -> list[dict[str, str]]:
+    """Rows of ``results/<table>.csv``, or none."""
+    path = RESULTS / f"{table}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(table: str, row: Mapping[str, Any]) -> None:
+    """Add a row; columns that the file lacks are added to it."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    rows: list[Mapping[str, Any]] = [*read(table), row]
+    columns = list(dict.fromkeys(key for line in rows for key in line))
+    path = RESULTS / f"{table}.csv"
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def is_done(table: str, key: Mapping[str, Any]) -> bool:
+    """True when the table has a row with these values (compared as text)."""
+    return any(all(row.get(k) == str(v) for k, v in key.items()) for row in read(table))
+
+
+def median(values: Iterable[float]) -> float:
+    """Middle value."""
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]
+
+
+def alternate(
+    first: Callable[[], float], second: Callable[[], float], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Time two things in turn, A B A B …, so that both see the same machine."""
+    a, b = [], []
+    for _ in range(rounds):
+        a.append(first())
+        b.append(second())
+    return a, b
+
+
+def quiet_python(code: str) -> str:
+    """Run `code` in a fresh interpreter and return what it prints."""
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

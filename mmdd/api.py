@@ -1,0 +1,291 @@
+"""From Python: distil, evaluate, save, load, hand back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmdd import artifact, build, machine
+from mmdd.compose import compose, read_yaml
+from mmdd.errors import UserError
+from mmdd.modality import DataInfo, Splits
+from mmdd.progress import Progress, for_terminal
+from mmdd.recipe import Recipe, validate
+from mmdd.results import Judge, Table, detached
+from mmdd.run import CHECKPOINT, RECIPE, Run
+from mmdd.synthetic import SyntheticSet
+from mmdd.trees import Tree, tree_leaves, tree_map
+
+
+class DistilledDataset(Dataset[tuple[Any, Any]]):
+    """The synthetic items as an ordinary map-style torch data set of (inputs, target)."""
+
+    def __init__(self, inputs: Tree, targets: Any) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return tree_leaves(self.inputs)[0].shape[0]
+
+    def __getitem__(self, place: int) -> tuple[Any, Any]:
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        item = tree_map(lambda leaf: leaf[place], self.inputs)
+        target = tree_map(lambda leaf: leaf[place], self.targets)
+        is_number = isinstance(target, Tensor) and target.ndim == 0
+        return item, int(target) if is_number else target
+
+
+@dataclasses.dataclass
+class Distilled:
+    """A finished set: tensors, recipe, facts of its making and, once evaluated, its scores."""
+
+    parts: build.Parts
+    synthetic: SyntheticSet
+    run: dict[str, Any]
+    results: dict[str, Any] = dataclasses.field(default_factory=dict)
+    folder: Path | None = None
+    _splits: Splits | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def recipe(self) -> Recipe:
+        """Everything that decided the result."""
+        return self.parts.recipe
+
+    @property
+    def info(self) -> DataInfo:
+        """Facts of the real data."""
+        return self.parts.info
+
+    def evaluate(
+        self,
+        *,
+        data: Any = None,
+        encoders: Sequence[str] = (),
+        learners: int | None = None,
+        baselines: bool = True,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Train fresh learners on the set and score them on the real test split.
+
+        Parameters
+        ----------
+        data: the real data where it came from Python; else it is opened again by its name.
+        encoders: names; the recipe's own when empty.
+        baselines: score random, herding and full data beside it.
+
+        Returns the object that ``mmdd evaluate --json`` prints.
+        """
+        splits = self._open(data)
+        judge = Judge(self.parts, splits, progress)
+        table = judge.table(
+            self.synthetic, encoders=encoders, learners=learners, baselines=baselines
+        )
+        self.results = self._report(judge, table)
+        return self.results
+
+    def _open(self, data: Any) -> Splits:
+        if data is None and self._splits is not None:
+            return self._splits
+        splits = build.open_data(self.recipe, data, self.parts.device)
+        if splits.info.fingerprint != self.info.fingerprint:
+            raise UserError(
+                "this is not the data that the set was distilled from",
+                got=splits.info.fingerprint[:12],
+                expected=f"fingerprint {self.info.fingerprint[:12]}",
+                hint="Give the same data (and the same data.* options).",
+            )
+        self._splits = splits
+        return splits
+
+    def _report(self, judge: Judge, table: Table) -> dict[str, Any]:
+        task = self.parts.task
+        return {
+            "metric": task.metric,
+            "direction": task.direction,
+            "selection": judge.protocol.selection,
+            "kept": self.recipe.run.keep,
+            "protocol": judge.protocol.model_dump(),
+            "budget": self.budget,
+            "results": table,
+            "seconds": self.run["seconds"],
+            "peak_memory_mb": max(
+                self.run["peak_memory_mb"], round(machine.peak_memory_mb(self.parts.device), 1)
+            ),
+        }
+
+    @property
+    def budget(self) -> dict[str, int]:
+        """Stored items and bytes."""
+        return {"items": len(self.synthetic), "bytes": self.synthetic.nbytes}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the artifact: exact tensors, parquet, card, picture, manifest."""
+        batch = detached(self.synthetic).to("cpu")
+        modality, info = self.parts.modality, self.info
+        artifact.save(
+            Path(folder),
+            tensors={k: v.cpu() for k, v in self.synthetic.state_dict().items()},
+            manifest={
+                "recipe": self.recipe.model_dump(mode="json"),
+                "info": info.as_dict(),
+                "protocol": self.recipe.evaluate.resolved().model_dump(mode="json"),
+                "results": self.results,
+                "run": self.run,
+                "budget": self.budget,
+            },
+            columns=modality.to_columns(batch.inputs, batch.targets, info),
+            picture=lambda path: modality.picture(batch.inputs, batch.targets, info, path),
+        )
+        self.folder = Path(folder)
+        return self.folder
+
+    def to_dataset(self) -> Any:
+        """Return the set as a ``datasets.DatasetDict`` with one split ``train``."""
+        import datasets
+
+        batch = detached(self.synthetic).to("cpu")
+        columns, features = self.parts.modality.to_columns(batch.inputs, batch.targets, self.info)
+        made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        return datasets.DatasetDict({"train": made})
+
+    def to_torch(self) -> DistilledDataset:
+        """Return the exact, normalised inputs and targets as a torch data set."""
+        batch = detached(self.synthetic).to("cpu")
+        return DistilledDataset(batch.inputs, batch.targets)
+
+
+def distill(
+    data: Any = None,
+    *,
+    method: str | None = None,
+    recipe: str | Path | Recipe | None = None,
+    per_class: int | None = None,
+    items: int | None = None,
+    fraction: float | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    out: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Distilled:
+    """Distil `data` and return the set.
+
+    Parameters
+    ----------
+    data: a name or path as on the command line, a ``datasets.Dataset`` or ``DatasetDict``, a torch
+        data set of (image, label), or a pair of tensors.
+    method, recipe: a method of ``mmdd list methods``, or a recipe's file or name.
+    per_class, items, fraction: the budget.
+    out: folder for the run's state and the artifact; without it nothing is written.
+    options: further recipe values by dotted key, ``{"optimise.inputs.lr": 0.5}``.
+
+    Raises `UserError` for anything a person can mend, before long work starts.
+    """
+    named = isinstance(data, (str, Path))
+    flags = {
+        "data.source": str(data) if named else None,
+        "synthetic.per_class": per_class,
+        "synthetic.items": items,
+        "synthetic.fraction": fraction,
+        "optimise.steps": steps,
+        "run.minutes": minutes,
+        "run.seed": seed,
+        "run.device": device,
+    }
+    if isinstance(recipe, Recipe):
+        made = recipe
+    else:
+        made = compose(recipe, method=method, flags=flags, options=dict(options or {}))
+    return run_recipe(
+        made, source=None if named else data, out=out, progress=progress or Progress()
+    )
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    source: Any = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    resume: bool = False,
+) -> Distilled:
+    """Run a validated recipe in the folder `out`, from the start or from its check-point."""
+    progress = progress or for_terminal()
+    folder = None if out is None else Path(out)
+    if folder is not None and not resume:
+        _require_unused(folder)
+    device = machine.device(recipe.run.device)
+    machine.settle(recipe.run)
+    splits = build.open_data(recipe, source, device)
+    for note in splits.info.notes:
+        progress.say(note)
+    parts = build.parts(recipe, splits.info, device)
+    run = Run(recipe, splits, parts, folder, progress)
+    if resume:
+        run.restore()
+    else:
+        run.begin()
+    run.go()
+    run.finish()
+    done = Distilled(parts, run.distiller.synthetic, run.facts(), _splits=splits)
+    if folder is not None:
+        done.save(folder)
+    return done
+
+
+def _require_unused(folder: Path) -> None:
+    if (folder / CHECKPOINT).exists() or (folder / artifact.MANIFEST).exists():
+        raise UserError(
+            f"the folder {str(folder)!r} holds a run already",
+            hint=f"Continue it with `mmdd resume {folder}`, or choose another --out.",
+        )
+
+
+def resume(folder: str | Path, *, data: Any = None, progress: Progress | None = None) -> Distilled:
+    """Continue the run in `folder`; a finished one is only loaded.
+
+    `data` hands the real set over again where it came from Python.
+    """
+    folder = Path(folder)
+    if (folder / artifact.MANIFEST).exists():
+        return load(folder)
+    if not (folder / RECIPE).exists():
+        raise UserError(
+            f"{str(folder)!r} holds no run",
+            expected=f"a folder with {RECIPE}, as `mmdd distill --out` makes it",
+        )
+    recipe = validate(read_yaml(folder / RECIPE), str(folder / RECIPE))
+    if data is None and recipe.data.source is None:
+        raise UserError(
+            "this run's data came from Python", hint="Use mmdd.resume(folder, data=...)."
+        )
+    return run_recipe(recipe, source=data, out=folder, progress=progress, resume=True)
+
+
+def load(folder: str | Path) -> Distilled:
+    """Load a finished set; hashes are checked and nothing is unpickled."""
+    found = artifact.load(Path(folder))
+    recipe = validate(found.manifest["recipe"], str(Path(folder) / artifact.MANIFEST))
+    info = DataInfo(**{k: _tuples(v) for k, v in found.manifest["info"].items()})
+    parts = build.parts(recipe, info, machine.device("cpu"))
+    return Distilled(
+        parts,
+        build.restore(parts, found.tensors),
+        found.manifest["run"],
+        found.manifest.get("results", {}),
+        Path(folder),
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+__all__ = ["Distilled", "DistilledDataset", "distill", "load", "resume"]

@@ -1,0 +1,286 @@
+"""The command line. Parses and validates before anything heavy is imported."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmdd.errors import NonFiniteError, UserError, unknown_name
+
+if TYPE_CHECKING:
+    from mmdd.api import Distilled
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Turn a large training set into a tiny synthetic one on which a model trains to nearly"
+    " the same accuracy.",
+    epilog="Start with: [bold]mmdd distill digits[/bold]",
+)
+INTERRUPTED = 130
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Recipe values, e.g. optimise.inputs.lr=2 learner.width=32.",
+        show_default=False,
+    ),
+]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@app.command()
+def distill(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA|RECIPE",
+            help="'digits', a folder or file, a Hub name (owner/name), or a recipe (YAML file, or"
+            " a name of `mmdd list recipes`).",
+        ),
+    ],
+    overrides: Overrides = None,
+    per_class: Annotated[int | None, typer.Option(help="Synthetic items per class.")] = None,
+    items: Annotated[int | None, typer.Option(help="Synthetic items in all.")] = None,
+    fraction: Annotated[float | None, typer.Option(help="Share of the training set.")] = None,
+    method: Annotated[str | None, typer.Option(help="See `mmdd list methods`.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of distillation.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Fit the distillation into this time.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same result.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to make (default: runs/…).")] = None,
+    evaluate: Annotated[
+        bool, typer.Option(help="Score the result beside its baselines at the end.")
+    ] = True,
+    json_: Json = False,
+) -> None:
+    """Distil a data set: [bold]mmdd distill digits[/bold]."""
+    from mmdd.compose import compose, is_recipe, parse_overrides, recipes
+
+    options = parse_overrides(overrides or [])
+    wants_recipe = is_recipe(data)
+    own = f"images/{data}_{method or 'dm'}"
+    recipe_name = data if wants_recipe else own if own in recipes() else None
+    if minutes is not None and steps is None and "optimise.steps" not in options:
+        steps = 1_000_000  # as many as fit
+    recipe = compose(
+        recipe_name,
+        method=method,
+        flags={
+            "data.source": None if wants_recipe else data,
+            "synthetic.per_class": per_class,
+            "synthetic.items": items,
+            "synthetic.fraction": fraction,
+            "optimise.steps": steps,
+            "run.minutes": minutes,
+            "run.seed": seed,
+            "run.device": device,
+        },
+        options=options,
+    )
+    folder = out or _free_folder(recipe)
+    from mmdd.api import run_recipe
+    from mmdd.progress import for_terminal
+
+    progress = for_terminal(quiet=json_)
+    done = _interruptible(lambda: run_recipe(recipe, out=folder, progress=progress), folder)
+    _judge_and_tell(done, progress, evaluate, json_)
+
+
+@app.command()
+def resume(folder: Folder, json_: Json = False) -> None:
+    """Continue a run that was stopped; the end is the same as without the stop."""
+    _require_folder(folder)
+    from mmdd import api
+    from mmdd.progress import for_terminal
+
+    progress = for_terminal(quiet=json_)
+    done = _interruptible(lambda: api.resume(folder, progress=progress), folder)
+    _judge_and_tell(done, progress, not done.results, json_)
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    encoders: Annotated[
+        str | None, typer.Option(help="Names joined by commas, e.g. convnet,resnet18.")
+    ] = None,
+    learners: Annotated[int | None, typer.Option(min=1, help="Fresh learners per row.")] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Score random, herding and full data beside it.")
+    ] = True,
+    json_: Json = False,
+) -> None:
+    """Train fresh learners on a distilled set and score them on the real test split."""
+    _require_folder(folder)
+    names = [name.strip() for name in encoders.split(",")] if encoders else []
+    from mmdd import api, catalog
+    from mmdd.progress import for_terminal
+
+    done = api.load(folder)
+    known = catalog.options(done.recipe.modality).ENCODERS
+    for name in names:
+        catalog.require("encoder", name, known)
+    progress = for_terminal(quiet=json_)
+    report = _interruptible(
+        lambda: done.evaluate(
+            encoders=names, learners=learners, baselines=baselines, progress=progress
+        ),
+        folder,
+    )
+    _record(done)
+    _print_json(report) if json_ else _print_table(done)
+
+
+@app.command()
+def show(folder: Folder, json_: Json = False) -> None:
+    """Tell what a finished set is: data, method, budget, scores, files."""
+    _require_folder(folder)
+    from mmdd import artifact
+
+    manifest = artifact.load(folder).manifest
+    if json_:
+        _print_json({k: v for k, v in manifest.items() if k != "files"})
+        return
+    from mmdd.tables import show_manifest
+
+    show_manifest(manifest, folder)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder or file to make.")],
+    to: Annotated[str, typer.Option(help="parquet, imagefolder or safetensors.")] = "parquet",
+) -> None:
+    """Write a finished set in a form that other programs read."""
+    _require_folder(folder)
+    from mmdd import artifact
+
+    artifact.export(folder, to, out)
+    typer.echo(f"{to} written to {out}")
+
+
+@app.command("list")
+def list_(
+    family: Annotated[
+        str | None, typer.Argument(help="methods, recipes, encoders, objectives, …")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """List what there is to choose from."""
+    from mmdd.tables import families, show_families
+
+    known = families()
+    if family is not None and family not in known:
+        raise unknown_name("family", family, known)
+    chosen = known if family is None else {family: known[family]}
+    _print_json(chosen if family is None else chosen[family]) if json_ else show_families(chosen)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from mmdd import __version__
+
+        typer.echo(f"mmdd {__version__}")
+        raise typer.Exit
+
+
+def _free_folder(recipe: Any) -> Path:
+    """``runs/<data>-<method>-<budget>``, numbered when taken."""
+    data = Path(str(recipe.data.source)).stem or "data"
+    wanted = recipe.synthetic
+    size = wanted.per_class or wanted.items or wanted.fraction
+    unit = "per-class" if wanted.per_class else "items" if wanted.items else "fraction"
+    base = Path("runs") / f"{data}-{recipe.method}-{size:g}-{unit}"
+    tries = [base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 10_000))]
+    return next(path for path in tries if not path.exists())
+
+
+def _require_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    from mmdd.errors import nearest
+
+    beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    close = nearest(folder.name, beside)
+    hint = f"Did you mean {str(folder.parent / close)!r}?" if close else None
+    raise UserError("no such folder", got=str(folder), hint=hint)
+
+
+def _interruptible(work: Callable[[], Any], folder: Path) -> Any:
+    from mmdd.run import Interrupted
+
+    try:
+        return work()
+    except (Interrupted, KeyboardInterrupt):
+        typer.echo(f"\nStopped. Continue with: mmdd resume {folder}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _judge_and_tell(done: Distilled, progress: Any, evaluate: bool, json_: bool) -> None:
+    folder = done.folder or Path()
+    if evaluate:
+        _interruptible(lambda: done.evaluate(progress=progress), folder)
+        _record(done)
+    if json_:
+        _print_json(done.results or {"budget": done.budget, "seconds": done.run["seconds"]})
+        return
+    _print_table(done)
+    typer.echo(f"\nThe set lies in {folder} (look at {folder / 'picture.png'}).")
+    typer.echo("Next:")
+    typer.echo(f"  mmdd show {folder}")
+    typer.echo(f"  mmdd evaluate {folder} --encoders mlp,lenet")
+    typer.echo(f"  mmdd export {folder} --to imagefolder my_images")
+    typer.echo(f"  python -c \"import datasets; print(datasets.load_dataset('{folder}'))\"")
+
+
+def _record(done: Distilled) -> None:
+    from mmdd import artifact
+
+    if done.folder is not None:
+        artifact.update_results(done.folder, done.results)
+
+
+def _print_table(done: Distilled) -> None:
+    from mmdd.tables import show_results
+
+    if done.results:
+        show_results(done.results)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, sort_keys=False, default=str))
+
+
+def main() -> None:
+    """Run the command line; a person's mistake is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"mmdd: {error}", file=sys.stderr)
+        sys.exit(2)
+    except NonFiniteError as error:
+        print(f"mmdd: stopped: {error}", file=sys.stderr)
+        sys.exit(3)
+    except OSError as error:
+        print(f"mmdd: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        sys.exit(4)
+
+
+if __name__ == "__main__":
+    main()

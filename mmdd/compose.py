@@ -1,0 +1,171 @@
+"""Lay a method, a recipe file, command-line flags and overrides over each other.
+
+Imports no torch, so that every mistake is told at once.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmdd.errors import UserError, nearest, unknown_name
+from mmdd.recipe import Recipe, validate
+
+BUDGETS = ("per_class", "items", "fraction")
+DEFAULT_METHOD = "dm"
+Layer = tuple[str, dict[str, Any]]
+"""Where values come from, and the values."""
+
+
+def shipped() -> dict[str, Path]:
+    """Recipes that come with the package, by name: ``images/digits_dm`` and ``methods/dm``."""
+    root = Path(str(importlib.resources.files("mmdd.configs")))
+    return {
+        path.relative_to(root).with_suffix("").as_posix(): path
+        for path in sorted(root.rglob("*.yaml"))
+    }
+
+
+def methods() -> dict[str, Path]:
+    """Methods by name: recipes without data."""
+    prefix = "methods/"
+    return {k.removeprefix(prefix): v for k, v in shipped().items() if k.startswith(prefix)}
+
+
+def recipes() -> dict[str, Path]:
+    """Shipped recipes with data, by name."""
+    return {k: v for k, v in shipped().items() if not k.startswith("methods/")}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a recipe file. Raises `UserError` naming the file and the line."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}", expected=error.strerror) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not text"
+        raise UserError(f"{str(path)!r}{where} is not valid YAML", expected=str(problem)) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{str(path)!r} is not a recipe", expected="keys and values")
+    return values
+
+
+def is_recipe(name: str) -> bool:
+    """True when `name` is meant as a recipe: a YAML file or a shipped name."""
+    return name.endswith((".yaml", ".yml")) or name in recipes()
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe given by path or shipped name."""
+    known = recipes()
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if path.exists():
+        return path
+    beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    close = nearest(path.name, beside) or nearest(name, known)
+    hint = f"Did you mean {close!r}?" if close else "`mmdd list recipes` names those that ship."
+    raise UserError(f"no recipe {name!r}", expected="a YAML file or a shipped recipe", hint=hint)
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` words to a dict of dotted keys; values are read as YAML."""
+    found = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UserError(
+                "unexpected argument", got=word, expected="key=value, e.g. optimise.steps=500"
+            )
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            found[key] = text
+    return found
+
+
+def compose(
+    recipe: str | Path | None = None,
+    *,
+    method: str | None = None,
+    flags: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Build the recipe: method < recipe file < flags < options.
+
+    Parameters
+    ----------
+    flags, options: values by dotted key; flags of value None were not given.
+    """
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    layers: list[Layer] = []
+    if recipe is not None:
+        path = recipe if isinstance(recipe, Path) else find_recipe(recipe)
+        layers.append((str(recipe), read_yaml(path)))
+    stated = layers[0][1].get("method") if layers else None
+    name = method or stated or DEFAULT_METHOD
+    if name not in methods():
+        raise unknown_name("method", name, methods())
+    # a stored recipe names every value; the method is then only a label
+    layers.insert(0, (f"method {name}", read_yaml(methods()[name])))
+    layers.append(("command line", nested(given)))
+    layers.append(("override", nested(dict(options or {}))))
+    values: dict[str, Any] = {}
+    for _, layer in layers:
+        values = merge(values, layer)
+    values["method"] = name
+    return validate(values, lambda key: _origin(layers, key))
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"a.b": 1}`` to ``{"a": {"b": 1}}``."""
+    made: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        here = made
+        for parent in parents:
+            below = here.setdefault(parent, {})
+            if not isinstance(below, dict):
+                raise UserError(f"override {key!r}", expected=f"{parent!r} to hold keys")
+            here = below
+        here[last] = value
+    return made
+
+
+def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `high` over `low`. Another kind, encoder or budget replaces what it competes with."""
+    low = dict(low)
+    if any(high.get(name) is not None for name in BUDGETS):
+        low = {key: value for key, value in low.items() if key not in BUDGETS}
+    for tag in ("kind", "encoder"):
+        if tag in high and tag in low and high[tag] != low[tag]:
+            low = {}
+    for key, value in high.items():
+        both = isinstance(value, Mapping) and isinstance(low.get(key), Mapping)
+        low[key] = merge(low[key], value) if both else value
+    return low
+
+
+def _origin(layers: Sequence[Layer], key: str) -> str:
+    """Return the name of the last layer that sets `key` or a parent of it."""
+    path = key.split(".")
+    best, depth = "recipe", 0
+    for name, values in layers:
+        here: Any = values
+        reached = 0
+        for part in path:
+            if not isinstance(here, Mapping) or part not in here:
+                break
+            here, reached = here[part], reached + 1
+        replaces = reached > 0 and not isinstance(here, Mapping)
+        if replaces or (reached >= depth and reached):
+            best, depth = name, reached
+    return best

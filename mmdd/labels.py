@@ -1,0 +1,48 @@
+"""Labels of the synthetic items: what their targets are and what they cost."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mmdd.trees import Tree
+
+
+class Labels(nn.Module):
+    """Base: maps stored items and their decoded inputs to (inputs, targets)."""
+
+    kind: str
+
+    def attach(self, index: Tensor | None, decoded: Tree, expand: int) -> tuple[Tree, Tree]:
+        """Return the inputs and targets of the decoded items."""
+        raise AssertionError("labels define attach")
+
+
+class HardLabels(Labels):
+    """Fixed targets [M], e.g. class numbers; a packed item hands its own to all its parts."""
+
+    kind = "hard"
+
+    def __init__(self, targets: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("targets", targets.clone())
+
+    def attach(self, index: Tensor | None, decoded: Tree, expand: int) -> tuple[Tree, Tree]:
+        """Look the targets up."""
+        targets = self.targets if index is None else self.targets[index]
+        return decoded, targets if expand == 1 else targets.repeat_interleave(expand, dim=0)
+
+
+class DerivedLabels(Labels):
+    """Targets made by the representation: its decode returns ``{"inputs": …, "targets": …}``.
+
+    A forecast horizon that is a view of the synthetic series, or the relation between pairs
+    (``targets`` None: item i belongs to item i).
+    """
+
+    kind = "derived"
+
+    def attach(self, index: Tensor | None, decoded: Tree, expand: int) -> tuple[Tree, Tree]:
+        """Take the two parts apart."""
+        if isinstance(decoded, dict) and set(decoded) == {"inputs", "targets"}:
+            return decoded["inputs"], decoded["targets"]
+        return decoded, None

@@ -1,0 +1,208 @@
+"""A learner: an encoder and a task as pure functions of a parameter dictionary.
+
+Shape suffixes: n items, C outputs, D features, K stacked learners.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from mmdd.batch import Batch
+from mmdd.task import Task, weighted_mean
+from mmdd.trees import Tree, tree_cat, tree_leaves, tree_map
+
+Params = dict[str, Tensor]
+"""Parameters and floating-point buffers of an encoder by name; stacked ones lead with [K]."""
+
+Method = Literal["forward", "features", "layers"]
+Precision = Literal["float32", "bfloat16", "float64"]
+
+
+class _Dispatch(nn.Module):
+    """Lets `functional_call` reach any method of the encoder, not only its forward."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, method: str, inputs: Tree) -> Any:
+        return getattr(self.encoder, method)(inputs)
+
+
+class Learner:
+    """Encoder with head, task, precision and execution mode. Holds no parameters of its own.
+
+    Parameters
+    ----------
+    encoder: module with ``forward(inputs) -> outputs``, ``features(inputs) -> [n, D]`` and
+        ``layers(inputs) -> list[[n, D_l]]``. It may set ``mixes_items = True`` (batch norm: items
+        of a batch see each other, so batches are never cut) and ``parameter_groups``, a dict from
+        a group's name to parameter names (image encoder / text projection).
+    precision: arithmetic of the encoder; parameters stay float32 and are cast on the way in.
+    compiled: run the encoder through ``torch.compile``.
+    chunk: largest number of items of one forward where no gradient is needed; small chunks stay
+        in the processor's cache. None: never cut.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        task: Task,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "float32",
+        compiled: bool = False,
+        chunk: int | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.encoder = encoder.to(self.device)
+        self.task = task
+        self.dtype: torch.dtype = getattr(torch, precision)
+        self.compiled = compiled
+        self.mixes_items = bool(getattr(encoder, "mixes_items", False))
+        self.chunk = None if self.mixes_items else chunk
+        self._module = _Dispatch(self.encoder)
+        self._names = [name for name, _ in encoder.named_parameters()]
+        self._run: Callable[..., Any] = self._call
+        if compiled:
+            # All learners share the code of `_call`, and each shape and mode is a specialisation:
+            # the default limit of eight would quietly send the ninth back to eager.
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+            self._run = torch.compile(self._call, dynamic=False)
+
+    # -- parameters ---------------------------------------------------------------------------
+
+    def init(self, generator: torch.Generator, stacked: int | None = None) -> Params:
+        """Draw fresh parameters; `stacked` = K draws K of them, with a leading axis K."""
+        if stacked is not None:
+            draws = [self.init(generator) for _ in range(stacked)]
+            return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        with _reseeded(seed):
+            redraw(self.encoder)
+        state = [*self.encoder.named_parameters(), *self.encoder.named_buffers()]
+        return {
+            name: value.detach().clone()
+            for name, value in state
+            if value.is_floating_point() or value.is_complex()
+        }
+
+    @property
+    def groups_of_parameters(self) -> dict[str, list[str]]:
+        """Parameter names by group: matched, normalised and stepped separately."""
+        return getattr(self.encoder, "parameter_groups", None) or {"all": list(self._names)}
+
+    def trainable(self, params: Params) -> Params:
+        """The entries of `params` that are parameters, not buffers."""
+        return {name: params[name] for name in self._names}
+
+    # -- pure functions of the parameters --------------------------------------------------------
+
+    def outputs(self, params: Params, batch: Batch, *, train: bool = True) -> Any:
+        """What the task's loss reads, e.g. logits [n, C], in float32 (float64 if so asked)."""
+        return self._forward("forward", params, batch, train)
+
+    def features(self, params: Params, batch: Batch, *, train: bool = True) -> Tensor:
+        """[n, D] penultimate features."""
+        return self._forward("features", params, batch, train)
+
+    def layers(self, params: Params, batch: Batch, *, train: bool = True) -> list[Tensor]:
+        """Outputs of every block, each [n, D_l]; the last one equals `features`."""
+        return self._forward("layers", params, batch, train)
+
+    def item_losses(self, params: Params, batch: Batch, *, train: bool = True) -> Tensor:
+        """[n] loss of every item."""
+        return self.task.item_losses(self.outputs(params, batch, train=train), batch.targets)
+
+    def loss(self, params: Params, batch: Batch, *, train: bool = True) -> Tensor:
+        """Weighted mean of the item losses."""
+        return weighted_mean(self.item_losses(params, batch, train=train), batch.weights)
+
+    def stacked_outputs(self, params: Params, inputs: Tree, *, train: bool = True) -> Any:
+        """K learners at once: params [K, ...] and inputs [K, n, ...] -> outputs [K, n, C]."""
+        self.encoder.train(train)
+        run = vmap(lambda p, x: self._call("forward", p, x), randomness="different")
+        return run(params, inputs)
+
+    # -- how it runs ---------------------------------------------------------------------------
+
+    def _forward(self, method: Method, params: Params, batch: Batch, train: bool) -> Any:
+        self.encoder.train(train)
+        needs_grad = torch.is_grad_enabled() and any(
+            leaf.requires_grad for leaf in [*params.values(), *tree_leaves(batch.inputs)]
+        )
+        cut = self.chunk if not (batch.joint or needs_grad) else None
+        if cut is None or len(batch) <= cut:
+            return self._run(method, params, batch.inputs)
+        return self._forward_chunks(method, params, batch.inputs, len(batch), cut)
+
+    def _forward_chunks(
+        self, method: Method, params: Params, inputs: Tree, n: int, size: int
+    ) -> Any:
+        # Every chunk has the same shape (the last one is padded and cut back), so that a compiled
+        # function is specialised once.
+        parts = []
+        for start in range(0, n, size):
+            stop = min(start + size, n)
+            rows = torch.arange(start, start + size, device=self.device).clamp_max(n - 1)
+            part = self._run(method, params, tree_map(lambda leaf, rows=rows: leaf[rows], inputs))
+            parts.append(tree_map(lambda leaf, k=stop - start: leaf[:k], part))
+        return tree_cat(parts)
+
+    def _call(self, method: Method, params: Params, inputs: Tree) -> Any:
+        cast = {f"encoder.{name}": _to(value, self.dtype) for name, value in params.items()}
+        inputs = tree_map(lambda leaf: _to(leaf, self.dtype), inputs)
+        result = functional_call(self._module, cast, (method, inputs))
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        return tree_map(lambda leaf: _to(leaf, wide), result)
+
+
+def _to(leaf: Tensor, dtype: torch.dtype) -> Tensor:
+    return leaf.to(dtype) if leaf.is_floating_point() else leaf
+
+
+def redraw(module: nn.Module) -> None:
+    """Re-initialise every layer by its own rule, or by the module's own `reset_parameters`."""
+    own = getattr(module, "reset_parameters", None)
+    if callable(own):
+        own()
+        return
+    for child in module.children():
+        redraw(child)
+
+
+@contextlib.contextmanager
+def _reseeded(seed: int) -> Iterator[None]:
+    # PyTorch's initialisers read the global generator: lend it to them and give it back.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def can_compile() -> bool:
+    """True when ``torch.compile`` can build code for this machine (a C++ compiler is there)."""
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            get_cpp_compiler()
+    except Exception:
+        return False
+    return True
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """True when bfloat16 convolutions and products are fast on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()) or bool(
+        getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    )

@@ -1,0 +1,1 @@
+"""Objectives: scalars between synthetic and real batches at given parameters."""

@@ -1,0 +1,368 @@
+"""The typed recipe: a method is a page of YAML, and every mistake in it is one clear line.
+
+Loaded before any heavy package: this module imports neither torch nor a modality's code, only the
+modalities' option models.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mmdd import catalog
+from mmdd.errors import UserError, nearest
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys and wrong types stop at once."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+def _named(value: Any) -> Any:
+    """Allow ``kind`` alone as a short form: ``representation: direct``."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class Direct(Section):
+    """The items themselves."""
+
+    kind: Literal["direct"] = "direct"
+
+
+class Hard(Section):
+    """Fixed class labels."""
+
+    kind: Literal["hard"] = "hard"
+
+
+class Synthetic(Section):
+    """What is learned. Exactly one of per_class, items and fraction is the budget."""
+
+    per_class: Positive | None = None
+    items: Positive | None = None
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    representation: Direct = Field(default_factory=Direct)
+    labels: Hard = Field(default_factory=Hard)
+    initialise: Literal["real", "herding", "k-center", "noise"] = "real"
+    clamp: bool = Field(True, description="keep the values inside the range of real items")
+
+    _short = field_validator("representation", "labels", mode="before")(_named)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Synthetic:
+        given = [k for k in ("per_class", "items", "fraction") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one budget, not {' and '.join(given)}")
+        if not given:
+            self.per_class = 10
+        return self
+
+
+class Fresh(Section):
+    """A new random net at every `every`-th step."""
+
+    kind: Literal["fresh"] = "fresh"
+    every: Positive = 1
+
+
+class Distribution(Section):
+    """Match feature distributions per group (DM)."""
+
+    kind: Literal["distribution"] = "distribution"
+    features: Literal["last", "all"] = "last"
+    moments: Annotated[int, Field(ge=1, le=4)] = 1
+    moment_weights: list[float] | None = None
+    kernel: Literal["linear", "polynomial", "gaussian"] | None = None
+    bandwidths: list[Rate] = Field(default=[0.5, 1.0, 2.0], min_length=1)
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Distribution:
+        if self.moment_weights is not None and len(self.moment_weights) != self.moments:
+            raise ValueError(
+                f"moment_weights has {len(self.moment_weights)} values for moments={self.moments}"
+            )
+        if self.kernel is not None and self.moments != 1:
+            raise ValueError("kernel compares whole samples; it replaces moments, leave moments=1")
+        return self
+
+
+class Real(Section):
+    """Real items that a step sees."""
+
+    per_group: Positive = 256
+    pass_items: Positive = Field(
+        8192, description="largest real batch of one pass; more groups are taken in several passes"
+    )
+
+
+class Leaf(Section):
+    """Optimiser of one learnable tensor."""
+
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Rate = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Rate | None = Field(None, description="largest gradient norm")
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the steps")
+    final: Share = Field(0.0, description="last rate as a share of lr")
+
+
+class Optimise(Section):
+    """How the synthetic set is stepped. One entry per learnable tensor, prefixes allowed."""
+
+    steps: Positive = 1000
+    inputs: Leaf = Field(default_factory=Leaf)
+    labels: Leaf = Field(default_factory=Leaf)
+
+
+class Protocol(Section):
+    """How a learner is trained on a small set, and which of its states is scored."""
+
+    name: str = "custom"
+    epochs: Positive
+    batch_size: Positive = 256
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    lr: Rate = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    schedule: Literal["dc", "cosine", "onecycle", "constant"] = "dc"
+    augment: bool = True
+    selection: Literal["last", "validation"] = "last"
+    checks: Positive = Field(10, description="scores on validation during training, if selected by")
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    # DC / DSA / DM (Zhao & Bilen): 1000 epochs with augmentation, lr x0.1 and momentum forgotten
+    # after half of them, last epoch.
+    "dc": Protocol(name="dc", epochs=1000),
+    "quick": Protocol(name="quick", epochs=200, lr=0.03, schedule="cosine"),
+    # Fit for a full training set: few epochs, one cycle, the epoch that validation prefers.
+    "full": Protocol(
+        name="full",
+        epochs=12,
+        batch_size=128,
+        lr=0.05,
+        schedule="onecycle",
+        selection="validation",
+        checks=12,
+    ),
+}
+
+
+class Evaluate(Section):
+    """How the result is judged. Unset fields come from the named protocol."""
+
+    protocol: str | Protocol = "dc"
+    learners: Positive = 3
+    encoders: list[str] = Field(default=[], description="others than the one it was distilled with")
+    selection: Literal["last", "validation"] | None = None
+    epochs: Positive | None = None
+    lr: Rate | None = None
+    baselines: list[Literal["random", "herding", "k-center"]] = ["random", "herding"]
+    full: Literal["auto", True, False] = Field(
+        "auto", description="full-data reference; auto leaves it out beyond full_minutes"
+    )
+    full_epochs: Positive | None = None
+    full_minutes: Rate = 10.0
+    every: Annotated[int, Field(ge=0)] = Field(
+        0, description="score one learner on validation every so many steps; 0: never"
+    )
+
+    @field_validator("protocol")
+    @classmethod
+    def _known(cls, value: str | Protocol) -> str | Protocol:
+        if isinstance(value, str) and value not in PROTOCOLS:
+            close = nearest(value, PROTOCOLS)
+            hint = f"; did you mean {close!r}?" if close else ""
+            raise ValueError(f"unknown protocol, expected one of {', '.join(PROTOCOLS)}{hint}")
+        return value
+
+    def resolved(self) -> Protocol:
+        """The protocol with this section's fields written over it."""
+        base = self.protocol if isinstance(self.protocol, Protocol) else PROTOCOLS[self.protocol]
+        fields = {"epochs": self.epochs, "lr": self.lr, "selection": self.selection}
+        return base.model_copy(update={k: v for k, v in fields.items() if v is not None})
+
+    def resolved_full(self) -> Protocol:
+        """The protocol of the full-data reference."""
+        epochs = self.full_epochs
+        full = PROTOCOLS["full"]
+        return full.model_copy(update={"epochs": epochs, "checks": epochs}) if epochs else full
+
+
+class Run(Section):
+    """Where and how it runs; nothing here changes the method."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", True, False] = "auto"
+    minutes: Rate | None = Field(None, description="fit the number of steps into this time")
+    threads: Positive | None = None
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+    keep: Literal["last", "validation"] = Field(
+        "last", description="hand back the last state, or the one validation preferred"
+    )
+    deterministic: bool = False
+
+
+Objective = Distribution
+Source = Fresh
+
+
+class Recipe(Section):
+    """Everything that decides a result. Stored with it, every default included."""
+
+    method: str = "dm"
+    modality: str = "images"
+    task: str = "classification"
+    data: Any = Field(default_factory=dict)
+    synthetic: Synthetic = Field(default_factory=Synthetic)
+    learner: Any = Field(default_factory=dict)
+    source: Source = Field(default_factory=Fresh)
+    objective: Objective = Field(default_factory=Distribution)
+    augment: Any = Field(default_factory=dict)
+    real: Real = Field(default_factory=Real)
+    optimise: Optimise = Field(default_factory=Optimise)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    run: Run = Field(default_factory=Run)
+
+    _short = field_validator("source", "objective", mode="before")(_named)
+
+    @model_validator(mode="after")
+    def _modality_sections(self) -> Recipe:
+        # data, learner and augment are typed by the modality: its option models are their schema.
+        options = catalog.options(self.modality)
+        catalog.require("task", self.task, catalog.TASKS)
+        self.data = _checked(options.DATA, self.data, "data")
+        self.learner = _union(options.ENCODERS, self.learner, "learner", "encoder")
+        self.augment = _union(options.AUGMENTATIONS, _named(self.augment), "augment", "kind")
+        for name in self.evaluate.encoders:
+            _union(options.ENCODERS, {"encoder": name}, "evaluate", "encoder")
+        return self
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Recipe:
+        if self.run.keep == "validation" and not self.evaluate.every:
+            raise ValueError(
+                "run.keep=validation needs scores during the run: set evaluate.every to a number"
+                " of steps"
+            )
+        by_validation = self.evaluate.resolved().selection == "validation" or self.evaluate.every
+        if by_validation and getattr(self.data, "validation", None) == 0:
+            raise ValueError("scores on validation need a validation split: data.validation is 0")
+        return self
+
+
+def _checked(model: type[BaseModel], value: Any, section: str) -> BaseModel:
+    if isinstance(value, model):
+        return value
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise SectionError(error, (section,), model) from None
+
+
+def _union(models: dict[str, type[BaseModel]], value: Any, section: str, tag: str) -> BaseModel:
+    """Validate a section whose key `tag` names the model; the first model is the default."""
+    if isinstance(value, BaseModel):
+        return value
+    if not isinstance(value, dict):
+        raise UserError(f"recipe section '{section}'", got=value, expected="keys and values")
+    name = value.get(tag, next(iter(models)))
+    try:
+        model = catalog.require(tag if tag == "encoder" else f"{section} kind", name, models)
+    except UserError as error:
+        raise NameUnknown(f"{section}.{tag}", error) from None
+    return _checked(model, {**value, tag: name}, section)
+
+
+class NameUnknown(Exception):  # noqa: N818 - private to this module
+    """A name that no dictionary lists; carries where it stands in the recipe."""
+
+    def __init__(self, key: str, error: UserError) -> None:
+        super().__init__(str(error))
+        self.key = key
+
+
+class SectionError(Exception):
+    """A modality's section did not validate; carries where it stands in the recipe."""
+
+    def __init__(self, error: ValidationError, prefix: tuple[str, ...], model: type) -> None:
+        super().__init__(str(error))
+        self.error, self.prefix, self.model = error, prefix, model
+
+
+Origin = str | Callable[[str], str]
+"""Where values came from: one name, or a function from a dotted key to a name."""
+
+
+def validate(values: dict[str, Any], origin: Origin) -> Recipe:
+    """Validate `values`; their origin (a file, the command line) is named in the error.
+
+    Raises `UserError`: one line with the origin, the key, what came and what was expected.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except SectionError as error:
+        raise explain(error.error, error.model, origin, error.prefix) from None
+    except NameUnknown as error:
+        named = origin if isinstance(origin, str) else origin(error.key)
+        raise UserError(f"{named}: {error}") from None
+    except ValidationError as error:
+        raise explain(error, Recipe, origin) from None
+
+
+def explain(
+    error: ValidationError, model: type, origin: Origin, prefix: tuple[str, ...] = ()
+) -> UserError:
+    """Turn pydantic's report into one line about its first finding."""
+    findings = error.errors(include_url=False)
+    first = findings[0]
+    key = ".".join(str(part) for part in (*prefix, *first["loc"]))
+    more = f" ({len(findings) - 1} more like this)" if len(findings) > 1 else ""
+    origin = origin if isinstance(origin, str) else origin(key)
+    if first["type"] == "extra_forbidden":
+        siblings = _fields_at(model, first["loc"][:-1])
+        close = nearest(str(first["loc"][-1]), siblings)
+        hint = f"Did you mean {close!r}?" if close else None
+        return UserError(
+            f"{origin}: unknown key '{key}'{more}",
+            expected=f"one of {', '.join(sorted(siblings))}",
+            hint=hint,
+        )
+    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if first["type"] == "value_error":
+        # one of our own checks: the sentence says all
+        return UserError(f"{origin}: {key + ': ' if key else ''}{message}{more}")
+    got = None if first["type"] == "missing" else first["input"]
+    got = got if isinstance(got, (str, int, float, bool, list, type(None))) else None
+    where = f"{origin}: key '{key}'" if key else origin
+    return UserError(f"{where}{more}", got=got, expected=message)
+
+
+def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the nested model at `location`."""
+    for part in location:
+        fields = getattr(model, "model_fields", {})
+        if part in fields:
+            model = next(iter(_models(fields[part].annotation)), model)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) in (Annotated, typing.Union, types.UnionType):
+        for part in typing.get_args(annotation):
+            yield from _models(part)

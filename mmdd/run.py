@@ -1,0 +1,251 @@
+"""A run: a folder that holds a recipe, a log, a check-point, and in the end the artifact.
+
+After Ctrl-C, a crash or ``kill -9`` at any moment the run continues from its last check-point and
+ends with the same bits as an uninterrupted one (on the CPU, with the same number of threads).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mmdd import build, machine
+from mmdd.distiller import Distiller
+from mmdd.errors import NonFiniteError, UserError
+from mmdd.evaluate import score
+from mmdd.files import load_tree, require_writable, save_tree, write_atomic
+from mmdd.modality import Splits
+from mmdd.progress import Progress
+from mmdd.recipe import PROTOCOLS, Recipe
+from mmdd.results import detached
+from mmdd.task import is_better
+
+RECIPE = "recipe.yaml"
+LOG = "log.jsonl"
+CHECKPOINT = Path("state") / "checkpoint.safetensors"
+WARM_STEPS, TIMED_STEPS = 2, 5
+
+
+class Interrupted(Exception):
+    """The user stopped the run; its state is saved."""
+
+
+class Run:
+    """A distillation in a folder.
+
+    Parameters
+    ----------
+    folder: where the state is kept; None keeps nothing (from Python, without ``out``).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        splits: Splits,
+        parts: build.Parts,
+        folder: Path | None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.splits = splits
+        self.parts = parts
+        self.folder = folder
+        self.progress = progress or Progress()
+        self.distiller: Distiller = build.distiller(parts, splits)
+        self.steps = recipe.optimise.steps
+        self.seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self.best_score: float | None = None
+        self._saved = time.monotonic()
+
+    # -- starting and continuing -----------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Write the recipe with every default, before any long work."""
+        if self.folder is None:
+            return
+        need = 6 * self.distiller.synthetic.nbytes + 2**20
+        require_writable(self.folder, need)
+        dump = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
+        write_atomic(self.folder / RECIPE, dump.encode())
+
+    def restore(self) -> None:
+        """Continue from the check-point; a run without one starts at step 0."""
+        assert self.folder is not None
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return
+        state = load_tree(path)
+        if state["fingerprint"] != self.parts.info.fingerprint:
+            raise UserError(
+                "the data changed since this run began",
+                got=self.parts.info.fingerprint[:12],
+                expected=f"fingerprint {state['fingerprint'][:12]}",
+                hint="Bring the same data back, or start a new run.",
+            )
+        self.distiller.load_state_dict(state["distiller"])
+        self.set_steps(state["steps"])
+        self.seconds = state["seconds"]
+        self.history = state["history"]
+        self.best, self.best_score = state["best"], state["best_score"]
+
+    def set_steps(self, steps: int) -> None:
+        """Change the length of the run and of its schedules."""
+        self.steps = self.distiller.optimiser.steps = steps
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def go(self) -> None:
+        """Step to the end.
+
+        Raises `Interrupted` after Ctrl-C (state saved) and `NonFiniteError` with the last good
+        state kept.
+        """
+        with _stop_on_signal() as stopped, self.progress.task("distilling", self.steps) as update:
+            while self.distiller.number < self.steps and not self._out_of_time():
+                started = time.perf_counter()
+                try:
+                    loss = self.distiller.step()
+                except NonFiniteError as error:
+                    raise NonFiniteError(self._advice(error)) from None
+                self.seconds += time.perf_counter() - started
+                self._after(loss, time.perf_counter() - started)
+                update(self.distiller.number, loss=loss, **self._latest())
+                if stopped.is_set():
+                    self.save()
+                    raise Interrupted
+        self.save()
+
+    def _out_of_time(self) -> bool:
+        minutes = self.recipe.run.minutes
+        return minutes is not None and self.seconds >= 60 * minutes
+
+    def _after(self, loss: float, seconds: float) -> None:
+        number = self.distiller.number
+        self._fit_time(number, seconds)
+        every = self.recipe.evaluate.every
+        record: dict[str, Any] = {"step": number, "loss": loss}
+        if every and (number % every == 0 or number == self.steps):
+            record["validation"] = self._validate()
+        if "validation" in record or number % max(1, self.steps // 200) == 0 or number == 1:
+            self.history.append(record)
+        if time.monotonic() - self._saved >= self.recipe.run.checkpoint_seconds:
+            self.save()
+
+    def _fit_time(self, number: int, seconds: float) -> None:
+        """Once, after the first steps: how many steps fit into the minutes given."""
+        minutes = self.recipe.run.minutes
+        if minutes is None or number > WARM_STEPS + TIMED_STEPS:
+            return
+        self._timed = [*getattr(self, "_timed", []), seconds]
+        if number == WARM_STEPS + TIMED_STEPS and len(self._timed) >= TIMED_STEPS:
+            each = sorted(self._timed[-TIMED_STEPS:])[TIMED_STEPS // 2]
+            # 4 % in reserve, so that the schedule ends before the clock does
+            left = int(0.96 * (60 * minutes - self.seconds) / each)
+            self.set_steps(min(self.recipe.optimise.steps, number + max(1, left)))
+
+    def _validate(self) -> float:
+        """Score one fresh learner on validation; its draws touch no stream of the run."""
+        validation = self.splits.validation
+        if validation is None:
+            raise UserError(
+                "evaluate.every needs a validation split",
+                hint="Set data.validation to a share above 0.",
+            )
+        batch = detached(self.distiller.synthetic)
+        protocol = PROTOCOLS["quick"]
+        learner = self.parts.learner(3.0 * protocol.epochs * len(batch))
+        trained = self.parts.trainer(learner, protocol, None).train([batch], "during")
+        value = score(learner, trained[0], validation)
+        if is_better(self.parts.task, value, self.best_score):
+            self.best_score = value
+            self.best = {
+                name: tensor.clone()
+                for name, tensor in self.distiller.synthetic.state_dict().items()
+            }
+        return value
+
+    def _latest(self) -> dict[str, float]:
+        scored = [record["validation"] for record in self.history if "validation" in record]
+        return {"validation": scored[-1]} if scored else {}
+
+    def _advice(self, error: NonFiniteError) -> str:
+        lower = "Lower optimise.inputs.lr, or set optimise.inputs.clip."
+        if self.folder is None:
+            return f"{error}. {lower}"
+        self.save()
+        return f"{error}. The state before this step is kept in {self.folder}. {lower}"
+
+    def finish(self) -> None:
+        """Take the state that is handed back: the last, or the one validation preferred."""
+        if self.recipe.run.keep == "validation" and self.best is not None:
+            self.distiller.synthetic.load_state_dict(self.best)
+        self.distiller.synthetic.check_finite("at the end of the run")
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write check-point and log; each file is replaced as a whole."""
+        self._saved = time.monotonic()
+        if self.folder is None:
+            return
+        state = {
+            "fingerprint": self.parts.info.fingerprint,
+            "distiller": self.distiller.state_dict(),
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "history": self.history,
+            "best": self.best,
+            "best_score": self.best_score,
+        }
+        path = self.folder / CHECKPOINT
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tree(path, state)
+        lines = "".join(json.dumps(record) + "\n" for record in self.history)
+        write_atomic(self.folder / LOG, lines.encode())
+
+    def facts(self) -> dict[str, Any]:
+        """What the artifact records of the run."""
+        return {
+            "steps": self.distiller.number,
+            "seconds": round(self.seconds, 3),
+            "peak_memory_mb": round(machine.peak_memory_mb(self.parts.device), 1),
+            "seed": self.recipe.run.seed,
+            "device": str(self.parts.device),
+            "threads": torch.get_num_threads(),
+            "precision": str(self.distiller.learner.dtype).removeprefix("torch."),
+            "compiled": self.distiller.learner.compiled,
+            "kept": self.recipe.run.keep,
+            "history": self.history,
+        }
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into a wish to stop after the step; a second Ctrl-C stops at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def wish(number: int, frame: Any) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {sig: signal.signal(sig, wish) for sig in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)

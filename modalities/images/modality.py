@@ -1,0 +1,65 @@
+"""Images as a modality: the room's doors in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdd.errors import unknown_name
+from mmdd.modalities.images import show
+from mmdd.modalities.images.augment import DSA
+from mmdd.modalities.images.data import open_images
+from mmdd.modalities.images.encoders import ENCODERS
+from mmdd.modality import DataInfo, Splits
+
+
+class Images:
+    """Inputs are [n, C, H, W] in normalised space: (pixel in [0, 1] - mean) / std per channel."""
+
+    name = "images"
+
+    def open(self, source: Any, options: Any, device: torch.device) -> Splits:
+        """Open a source; see `open_images`."""
+        return open_images(source, options, device)
+
+    def encoder(self, options: Any, info: DataInfo) -> nn.Module:
+        """Build the encoder that the options name for images of the set's shape."""
+        chosen = options.model_dump()
+        name = chosen.pop("encoder")
+        if name not in ENCODERS:
+            raise unknown_name("encoder", name, ENCODERS)
+        return ENCODERS[name](*info.shape, info.classes, **chosen)
+
+    def example(self, info: DataInfo) -> Tensor:
+        """One blank item [1, C, H, W]."""
+        return torch.zeros(1, *info.shape)
+
+    def augmentation(self, options: Any, info: DataInfo) -> DSA | None:
+        """DSA, or None."""
+        return DSA(options.strategy) if options.kind == "dsa" else None
+
+    def noise(self, count: int, info: DataInfo, generator: torch.Generator) -> Tensor:
+        """[count, C, H, W] standard normal numbers: DC's initial images."""
+        return torch.randn(count, *info.shape, generator=generator)
+
+    def bounds(self, info: DataInfo) -> tuple[Tensor, Tensor]:
+        """Black and white in normalised space, [C, 1, 1] each."""
+        mean = torch.tensor(info.normalisation["mean"]).view(-1, 1, 1)
+        std = torch.tensor(info.normalisation["std"]).view(-1, 1, 1)
+        return (0 - mean) / std, (1 - mean) / std
+
+    def to_columns(
+        self, inputs: Tensor, targets: Tensor, info: DataInfo
+    ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+        """8-bit images and class labels."""
+        return show.to_columns(inputs, targets, info)
+
+    def picture(self, inputs: Tensor, targets: Tensor, info: DataInfo, path: Path) -> None:
+        """A grid of images, one row per class."""
+        show.picture(inputs, targets, info, path)
+
+
+IMAGES = Images()
