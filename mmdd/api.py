@@ -19,7 +19,7 @@ from mmdd.recipe import Recipe, validate
 from mmdd.results import Judge, Table, detached
 from mmdd.run import CHECKPOINT, RECIPE, Run
 from mmdd.synthetic import SyntheticSet
-from mmdd.trees import Tree, tree_leaves, tree_map
+from mmdd.trees import Tree, tree_leaves, tree_take
 
 
 class DistilledDataset(Dataset[tuple[Any, Any]]):
@@ -34,8 +34,8 @@ class DistilledDataset(Dataset[tuple[Any, Any]]):
     def __getitem__(self, place: int) -> tuple[Any, Any]:
         if not -len(self) <= place < len(self):
             raise IndexError(place)
-        item = tree_map(lambda leaf: leaf[place], self.inputs)
-        target = tree_map(lambda leaf: leaf[place], self.targets)
+        item = tree_take(self.inputs, place)
+        target = tree_take(self.targets, place)
         is_number = isinstance(target, Tensor) and target.ndim == 0
         return item, int(target) if is_number else target
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mmdd.trees import Tree, tree_map
+from mmdd.trees import Tree, tree_map, tree_take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Batch:
             keep[index] = 1.0
             return dataclasses.replace(self, weights=self.item_weights * keep)
         return Batch(
-            inputs=tree_map(lambda leaf: leaf[index], self.inputs),
-            targets=tree_map(lambda leaf: leaf[index], self.targets),
+            inputs=tree_take(self.inputs, index),
+            targets=tree_take(self.targets, index),
             groups=self.groups[index],
             weights=None if self.weights is None else self.weights[index],
         )

@@ -21,7 +21,7 @@ from mmdd.real import RealData
 from mmdd.recipe import Protocol
 from mmdd.rng import generator
 from mmdd.task import is_better, weighted_mean
-from mmdd.trees import tree_cat, tree_leaves, tree_map
+from mmdd.trees import tree_cat, tree_leaves, tree_map, tree_take
 
 STACKED_ELEMENTS = 1024
 """Learners are trained stacked when one item has at most this many numbers: there the cost of a
@@ -211,8 +211,7 @@ def score(learner: Learner, params: Params, data: RealData, size: int = 1024) ->
         truth = batch.targets
         if batch.joint:
             rows = torch.nonzero(batch.item_weights != 0).flatten()
-            result = tree_map(lambda leaf, rows=rows: leaf[rows], result)
-            truth = tree_map(lambda leaf, rows=rows: leaf[rows], truth)
+            result, truth = tree_take(result, rows), tree_take(truth, rows)
         outputs.append(result)
         targets.append(truth)
     return learner.task.score(tree_cat(outputs), tree_cat(targets))

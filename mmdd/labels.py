@@ -21,6 +21,7 @@ class HardLabels(Labels):
     """Fixed targets [M], e.g. class numbers; a packed item hands its own to all its parts."""
 
     kind = "hard"
+    targets: Tensor
 
     def __init__(self, targets: Tensor) -> None:
         super().__init__()

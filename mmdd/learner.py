@@ -16,7 +16,7 @@ from torch.func import functional_call, vmap
 
 from mmdd.batch import Batch
 from mmdd.task import Task, weighted_mean
-from mmdd.trees import Tree, tree_cat, tree_leaves, tree_map
+from mmdd.trees import Tree, tree_cat, tree_leaves, tree_map, tree_take
 
 Params = dict[str, Tensor]
 """Parameters and floating-point buffers of an encoder by name; stacked ones lead with [K]."""
@@ -152,8 +152,8 @@ class Learner:
         for start in range(0, n, size):
             stop = min(start + size, n)
             rows = torch.arange(start, start + size, device=self.device).clamp_max(n - 1)
-            part = self._run(method, params, tree_map(lambda leaf, rows=rows: leaf[rows], inputs))
-            parts.append(tree_map(lambda leaf, k=stop - start: leaf[:k], part))
+            part = self._run(method, params, tree_take(inputs, rows))
+            parts.append(tree_take(part, slice(stop - start)))
         return tree_cat(parts)
 
     def _call(self, method: Method, params: Params, inputs: Tree) -> Any:

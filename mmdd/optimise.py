@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-
-class LeafOptions(Protocol):
-    """What `OuterOptimiser` reads of a recipe's options for one leaf."""
-
-    optimiser: str
-    lr: float
-    momentum: float
-    weight_decay: float
-    clip: float | None
-    schedule: str
-    warmup: float
-    final: float
+from mmdd.recipe import Leaf
 
 
 class OuterOptimiser:
@@ -35,7 +24,7 @@ class OuterOptimiser:
     """
 
     def __init__(
-        self, leaves: Mapping[str, nn.Parameter], options: Mapping[str, LeafOptions], steps: int
+        self, leaves: Mapping[str, nn.Parameter], options: Mapping[str, Leaf], steps: int
     ) -> None:
         self.leaves = dict(leaves)
         self.options = {name: options_for(name, options) for name in self.leaves}
@@ -71,7 +60,7 @@ class OuterOptimiser:
             optimiser.load_state_dict(state[name])
 
 
-def options_for(name: str, options: Mapping[str, LeafOptions]) -> LeafOptions:
+def options_for(name: str, options: Mapping[str, Leaf]) -> Leaf:
     """Return the entry of the longest prefix of the dotted `name`."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
@@ -81,7 +70,7 @@ def options_for(name: str, options: Mapping[str, LeafOptions]) -> LeafOptions:
     raise KeyError(f"no optimiser options for leaf {name!r}; options exist for {sorted(options)}")
 
 
-def make_optimiser(leaf: nn.Parameter, options: LeafOptions) -> torch.optim.Optimizer:
+def make_optimiser(leaf: nn.Parameter, options: Leaf) -> torch.optim.Optimizer:
     """Build the optimiser of one leaf."""
     decay = options.weight_decay
     if options.optimiser == "sgd":
@@ -90,7 +79,7 @@ def make_optimiser(leaf: nn.Parameter, options: LeafOptions) -> torch.optim.Opti
     return kind([leaf], options.lr, betas=(options.momentum, 0.999), weight_decay=decay)
 
 
-def schedule_factor(options: LeafOptions, step: int, steps: int) -> float:
+def schedule_factor(options: Leaf, step: int, steps: int) -> float:
     """Multiple of the base rate at `step` of `steps`: linear warm-up, then the chosen decay."""
     done = step / max(steps, 1)
     if options.warmup > 0 and done < options.warmup:

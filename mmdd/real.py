@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmdd.batch import Batch
-from mmdd.trees import Tree, tree_map
+from mmdd.trees import Tree, tree_map, tree_take
 
 
 class RealData(abc.ABC):
@@ -122,13 +122,13 @@ class ResidentData(RealData):
     def read(self, index: Tensor) -> Tree:
         """Slice and prepare on the device: a gather, a cast and a multiply-add."""
         on_device = index.to(self.device)
-        return self.prepare(tree_map(lambda leaf: leaf[on_device], self.values))
+        return self.prepare(tree_take(self.values, on_device))
 
     def subset(self, index: Tensor) -> ResidentData:
         """Return the chosen items as a set of their own (copied)."""
         on_device = index.to(self.device)
         return ResidentData(
-            tree_map(lambda leaf: leaf[on_device], self.values),
+            tree_take(self.values, on_device),
             None if self.targets is None else self.targets[index],
             self.groups[index],
             self.num_groups,

@@ -287,7 +287,7 @@ def _union(models: dict[str, type[BaseModel]], value: Any, section: str, tag: st
     return _checked(model, {**value, tag: name}, section)
 
 
-class NameUnknown(Exception):  # noqa: N818 - private to this module
+class NameUnknown(Exception):
     """A name that no dictionary lists; carries where it stands in the recipe."""
 
     def __init__(self, key: str, error: UserError) -> None:

@@ -46,6 +46,9 @@ class Direct(Representation):
     bounds: (lowest, highest) values, each a tensor that broadcasts against one item, or None.
     """
 
+    _low: Tensor | None
+    _high: Tensor | None
+
     def __init__(
         self,
         values: Tree,
@@ -78,6 +81,6 @@ class Direct(Representation):
     @torch.no_grad()
     def constrain_(self) -> None:
         """Clamp into the bounds, where they are given."""
-        if self._low is not None:
+        if self._low is not None and self._high is not None:
             for leaf in self.parameters():
                 leaf.copy_(torch.minimum(torch.maximum(leaf, self._low), self._high))

@@ -27,6 +27,11 @@ def tree_map(fn: Callable[[Tensor], Any], tree: Tree) -> Tree:
     return tree
 
 
+def tree_take(tree: Tree, index: Tensor | slice | int) -> Tree:
+    """Index the first axis of every tensor."""
+    return tree_map(lambda leaf: leaf[index], tree)
+
+
 def tree_leaves(tree: Tree) -> list[Tensor]:
     """Every tensor of `tree`, in the order in which `tree_map` meets them."""
     found: list[Tensor] = []

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mmdd.errors import UserError
 from mmdd.modalities.images.base import (
@@ -40,6 +42,26 @@ POOLINGS: dict[str, Callable[[], nn.Module]] = {
 }
 DEPTH_UP_TO = ((48, 3), (96, 4), (160, 5))
 DEPTH_ABOVE = 6
+
+
+class FewChannels(nn.Conv2d):
+    """A 3x3 convolution of one to four channels, on CPUs as a product of patches with weights.
+
+    The processor's convolution kernels are made for many channels: for one they need five times as
+    long as this product, forward and backward. Same parameters, same result up to rounding.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, C, H, W] -> [n, out, H', W'] in channels-last memory."""
+        if x.is_cuda:
+            return super().forward(x)
+        side = int(self.padding[0])
+        x = F.pad(x, (side, side, side, side))
+        height, width = x.shape[2] - 2, x.shape[3] - 2
+        # Shifted slices rather than `unfold`: every derivative is slices again, and they fuse.
+        shifts = [x[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        patches = torch.stack(shifts, dim=-1).permute(0, 2, 3, 1, 4).flatten(3)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 def usual_depth(size: Size) -> int:
@@ -97,7 +119,8 @@ class ConvNet(ImageEncoder):
         blocks = []
         for place in range(depth):
             inputs, padding = (channels, 1 + extra) if place == 0 else (width, 1)
-            parts = [nn.Conv2d(inputs, width, 3, padding=padding), Norm(norm, width)]
+            convolution = FewChannels if inputs <= 4 else nn.Conv2d
+            parts = [convolution(inputs, width, 3, padding=padding), Norm(norm, width)]
             blocks.append(nn.Sequential(*parts, ACTIVATIONS[activation](), POOLINGS[pooling]()))
             size = size if pooling == "none" else window(size, kernel=2, stride=2)
         super().__init__(blocks, width * size[0] * size[1], classes)

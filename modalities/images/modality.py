@@ -46,10 +46,11 @@ class Images:
         return torch.randn(count, *info.shape, generator=generator)
 
     def bounds(self, info: DataInfo) -> tuple[Tensor, Tensor]:
-        """Black and white in normalised space, [C, 1, 1] each."""
+        """Black and white (or the range of float sources) in normalised space, [C, 1, 1] each."""
         mean = torch.tensor(info.normalisation["mean"]).view(-1, 1, 1)
         std = torch.tensor(info.normalisation["std"]).view(-1, 1, 1)
-        return (0 - mean) / std, (1 - mean) / std
+        low, high = info.normalisation["range"]
+        return (low - mean) / std, (high - mean) / std
 
     def to_columns(
         self, inputs: Tensor, targets: Tensor, info: DataInfo

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmdd.modalities.images.augment import DSA, Draw, Strengths
 from torch import Tensor
+
+from mmdd.modalities.images.augment import DSA, Draw, Strengths
 
 OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 # One and three channels; square, oblong either way, odd and even sides.
