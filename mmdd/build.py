@@ -130,12 +130,17 @@ def share_out(items: int, sizes: Tensor) -> Tensor:
             expected=f"at least {int(present.sum())}",
         )
     counts = present.long()
-    left = items - int(counts.sum())
-    ideal = left * (sizes.double() / sizes.sum())
-    counts += ideal.floor().long()
-    remainder = (ideal - ideal.floor()).masked_fill(~present, -1.0)
-    extra = items - int(counts.sum())
-    counts[torch.argsort(remainder, descending=True, stable=True)[:extra]] += 1
+    while (left := min(items, int(sizes.sum())) - int(counts.sum())) > 0:
+        # in rounds: what a small class cannot take is shared out among the others
+        room = sizes - counts
+        share = sizes.double() * (room > 0)
+        ideal = left * share / share.sum()
+        whole = ideal.floor().long()
+        counts += torch.minimum(whole, room)
+        if bool((whole <= room).all()):
+            order = torch.argsort(ideal - whole, descending=True, stable=True)
+            order = order[counts[order] < sizes[order]]
+            counts[order[: left - int(whole.sum())]] += 1
     return counts
 
 

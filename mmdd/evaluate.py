@@ -20,7 +20,7 @@ from mmdd.modality import Augmentation
 from mmdd.real import RealData
 from mmdd.recipe import Protocol
 from mmdd.rng import generator
-from mmdd.task import is_better, weighted_mean
+from mmdd.task import is_better
 from mmdd.trees import tree_cat, tree_leaves, tree_map, tree_take
 
 STACKED_ELEMENTS = 1024
@@ -141,8 +141,10 @@ class _Run:
         inputs = tree_map(lambda leaf: leaf.unflatten(0, (count, -1)), batch.inputs)
         outputs = learner.stacked_outputs(self.params, inputs)
         flat = tree_map(lambda leaf: leaf.flatten(0, 1), outputs)
+        losses = learner.task.item_losses(flat, batch.targets).unflatten(0, (count, -1))
+        weights = batch.item_weights.unflatten(0, (count, -1))
         # a sum over learners: each one's gradient is what it would be alone
-        return weighted_mean(learner.task.item_losses(flat, batch.targets), batch.weights) * count
+        return ((losses * weights).sum(dim=1) / weights.sum(dim=1)).sum()
 
     def _batches(self) -> Iterator[Batch]:
         size = self.t.protocol.batch_size
@@ -182,6 +184,8 @@ class _Run:
 
     def _results(self) -> list[Params]:
         final = {name: leaf.detach() for name, leaf in (self.best or self.params).items()}
+        if not all(bool(torch.isfinite(leaf).all()) for leaf in final.values()):
+            raise NonFiniteError("a trained learner has non-finite parameters; lower evaluate.lr")
         if not self.stacked:
             return [final]
         return [{name: leaf[k] for name, leaf in final.items()} for k in range(len(self.names))]
@@ -194,11 +198,9 @@ def rate_factor(protocol: Protocol, epoch: float) -> float | None:
         return 0.5 * (1 + math.cos(math.pi * done))
     if protocol.schedule == "onecycle":
         peak = 0.25
-        return (
-            done / peak + 0.02
-            if done < peak
-            else 0.5 * (1 + math.cos(math.pi * (done - peak) / (1 - peak)))
-        )
+        if done < peak:
+            return max(done / peak, 0.02)
+        return 0.5 * (1 + math.cos(math.pi * (done - peak) / (1 - peak)))
     return None
 
 
@@ -214,7 +216,10 @@ def score(learner: Learner, params: Params, data: RealData, size: int = 1024) ->
             result, truth = tree_take(result, rows), tree_take(truth, rows)
         outputs.append(result)
         targets.append(truth)
-    return learner.task.score(tree_cat(outputs), tree_cat(targets))
+    everything = tree_cat(outputs)
+    if not all(bool(torch.isfinite(leaf).all()) for leaf in tree_leaves(everything)):
+        raise NonFiniteError("a trained learner gives non-finite outputs; lower evaluate.lr")
+    return learner.task.score(everything, tree_cat(targets))
 
 
 def _is_joint(data: RealData) -> bool:

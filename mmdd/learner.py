@@ -6,6 +6,7 @@ Shape suffixes: n items, C outputs, D features, K stacked learners.
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mmdd.batch import Batch
+from mmdd.errors import UserError
 from mmdd.task import Task, weighted_mean
 from mmdd.trees import Tree, tree_cat, tree_leaves, tree_map, tree_take
 
@@ -23,6 +25,9 @@ Params = dict[str, Tensor]
 
 Method = Literal["forward", "features", "layers"]
 Precision = Literal["float32", "bfloat16", "float64"]
+
+
+_WIDE = {"float32": torch.float32, "float64": torch.float64}
 
 
 class _Dispatch(nn.Module):
@@ -62,11 +67,16 @@ class Learner:
         chunk: int | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.encoder = encoder.to(self.device)
+        # Draws are made on the CPU: the same numbers on every device, and no GPU stream touched.
+        self._template = encoder.cpu()
+        on_cpu = self.device.type == "cpu"
+        self.encoder = encoder if on_cpu else copy.deepcopy(encoder).to(self.device)
         self.task = task
-        self.dtype: torch.dtype = getattr(torch, precision)
         self.compiled = compiled
         self.mixes_items = bool(getattr(encoder, "mixes_items", False))
+        # Running statistics are updated in place: a cast copy would lose them.
+        half = precision == "bfloat16" and not self.mixes_items
+        self.dtype = torch.bfloat16 if half else _WIDE.get(precision, torch.float32)
         self.chunk = None if self.mixes_items else chunk
         self._module = _Dispatch(self.encoder)
         self._names = [name for name, _ in encoder.named_parameters()]
@@ -86,10 +96,10 @@ class Learner:
             return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
         seed = int(torch.randint(2**62, (1,), generator=generator))
         with _reseeded(seed):
-            redraw(self.encoder)
-        state = [*self.encoder.named_parameters(), *self.encoder.named_buffers()]
+            redraw(self._template)
+        state = [*self._template.named_parameters(), *self._template.named_buffers()]
         return {
-            name: value.detach().clone()
+            name: value.detach().to(self.device, copy=True)
             for name, value in state
             if value.is_floating_point() or value.is_complex()
         }
@@ -174,6 +184,13 @@ def redraw(module: nn.Module) -> None:
     if callable(own):
         own()
         return
+    forgotten = [name for name, _ in module.named_parameters(recurse=False)]
+    if forgotten:
+        raise UserError(
+            f"{type(module).__name__} holds the parameters {', '.join(forgotten)} but no"
+            " reset_parameters",
+            hint="Give it one: every draw of a learner calls it.",
+        )
     for child in module.children():
         redraw(child)
 

@@ -73,8 +73,9 @@ def select(
         if count == 0:
             continue
         members = data.members(group)
-        if len(members) > pool:
-            members = members[torch.randperm(len(members), generator=generator)[:pool]]
+        if len(members) > max(pool, count):
+            kept = torch.randperm(len(members), generator=generator)[: max(pool, count)]
+            members = members[kept]
         features = torch.zeros(len(members), 0)
         if learner is not None and params is not None:
             features = group_features(learner, params, data, members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -15,7 +16,9 @@ from mmdd.optimise import OuterOptimiser, options_for, schedule_factor
 from mmdd.recipe import Leaf
 
 START = torch.tensor([1.0, -2.0, 0.5])
-GRADIENTS = [torch.tensor(values) for values in ([3.0, 4.0, 0.0], [-1.0, 0.5, 2.0], [0.1, 0.0, 9.0])]
+GRADIENTS = [
+    torch.tensor(values) for values in ([3.0, 4.0, 0.0], [-1.0, 0.5, 2.0], [0.1, 0.0, 9.0])
+]
 
 
 def stepped(options, gradients=GRADIENTS, steps=None):
@@ -106,8 +109,8 @@ def test_warm_up_rises_to_the_full_rate_and_the_decay_starts_there():
     assert found[9] == pytest.approx(10 / 11)
     assert found[10] == pytest.approx(1.0)
     assert found[55] == pytest.approx(0.5)
-    assert all(a < b for a, b in zip(found[:10], found[1:11], strict=True))
-    assert all(a > b for a, b in zip(found[10:-1], found[11:], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(found[:11]))
+    assert all(a > b for a, b in itertools.pairwise(found[10:]))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

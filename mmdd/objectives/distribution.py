@@ -87,13 +87,22 @@ class DistributionMatching(Objective):
     def _kernel_distance(
         self, real: Batch, real_f: Tensor, synthetic: Batch, synthetic_f: Tensor
     ) -> Tensor:
-        total = torch.zeros((), device=synthetic_f.device)
+        # starts on the graph, so that a pass without common groups has a gradient too: zero
+        total = 0.0 * synthetic_f.sum()
         for group in torch.unique(synthetic.groups).tolist():
-            a = real_f[(real.groups == group) & (real.item_weights != 0)]
-            b = synthetic_f[(synthetic.groups == group) & (synthetic.item_weights != 0)]
+            a, weights_a = _of_group(real, real_f, group)
+            b, weights_b = _of_group(synthetic, synthetic_f, group)
             if len(a) and len(b):
-                total = total + squared_mmd(a, b, self.kernel or "linear", self.bandwidths)
+                total = total + squared_mmd(
+                    a, b, self.kernel or "linear", self.bandwidths, weights_a, weights_b
+                )
         return total
+
+
+def _of_group(batch: Batch, features: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Features and weights of the items of one group that count."""
+    keep = (batch.groups == group) & (batch.item_weights != 0)
+    return features[keep], batch.item_weights[keep].to(features.dtype)
 
 
 def central_moments(batch: Batch, features: Tensor, groups: int, count: int) -> list[Tensor]:
@@ -106,8 +115,19 @@ def central_moments(batch: Batch, features: Tensor, groups: int, count: int) -> 
     return [means, *higher]
 
 
-def squared_mmd(a: Tensor, b: Tensor, kernel: Kernel, bandwidths: Sequence[float]) -> Tensor:
-    """Biased squared maximum mean discrepancy of [n, D] and [m, D] (Gretton et al. 2012, eq. 5)."""
+def squared_mmd(
+    a: Tensor,
+    b: Tensor,
+    kernel: Kernel,
+    bandwidths: Sequence[float],
+    weights_a: Tensor | None = None,
+    weights_b: Tensor | None = None,
+) -> Tensor:
+    """Biased squared maximum mean discrepancy of [n, D] and [m, D] (Gretton et al. 2012, eq. 5).
+
+    Items count by their weights [n] and [m], alike if not given.
+    """
+    p, q = _shares(a, weights_a), _shares(b, weights_b)
     if kernel == "gaussian":
         scale = _median_square_distance(a)
 
@@ -125,12 +145,22 @@ def squared_mmd(a: Tensor, b: Tensor, kernel: Kernel, bandwidths: Sequence[float
         def k(x: Tensor, y: Tensor) -> Tensor:
             return (x @ y.T / (1.0 if kernel == "linear" else x.shape[1]) + offset) ** power
 
-    return k(a, a).mean() + k(b, b).mean() - 2 * k(a, b).mean()
+    return p @ k(a, a) @ p + q @ k(b, b) @ q - 2 * p @ k(a, b) @ q
+
+
+def _shares(items: Tensor, weights: Tensor | None) -> Tensor:
+    weights = torch.ones_like(items[:, 0]) if weights is None else weights
+    return weights / weights.sum()
 
 
 def _median_square_distance(a: Tensor) -> Tensor:
     # A sample is enough for a scale, and a constant: no gradient runs through it.
     distances = torch.pdist(a.detach()[:256]).square()
+    one = torch.ones((), device=a.device, dtype=a.dtype)
     if distances.numel() == 0:
-        return torch.ones((), device=a.device, dtype=a.dtype)
-    return distances.median().clamp_min(torch.finfo(a.dtype).tiny)
+        return one
+    # repeated items give a median of zero, which would blind the kernel
+    for scale in (distances.median(), distances.mean()):
+        if scale > torch.finfo(a.dtype).tiny:
+            return scale
+    return one

@@ -1,0 +1,399 @@
+"""A finished set on disk: one folder that is read with or without this package.
+
+::
+
+    mmdd.json                                the manifest; written last, it makes the set valid
+    synthetic.safetensors                    the exact tensors
+    data/train-00000-of-00001.parquet        what ``datasets.load_dataset(folder)`` reads
+    README.md                                the dataset card, made from the manifest
+    picture.png
+
+The manifest lists size and SHA-256 of every file but the card, which people edit, and its own
+``digest``. Other files of the folder (a run's state and log) are left alone. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdd import files
+from mmdd.card import MARK, card, commit, versions
+from mmdd.errors import UserError, unknown_name
+from mmdd.trees import tree_bytes
+
+FORMAT, FORMAT_VERSION = "mmdd", 1
+MANIFEST = "mmdd.json"
+TENSORS = "synthetic.safetensors"
+PARQUET = "data/train-00000-of-00001.parquet"
+CARD = "README.md"
+PICTURE = "picture.png"
+CHECKPOINT = "state/checkpoint.safetensors"
+
+Columns = tuple[dict[str, list[Any]], Mapping[str, Any]]
+"""Columns of the parquet file and their ``datasets`` features."""
+
+
+@dataclasses.dataclass
+class Artifact:
+    """What `load` returns: the exact tensors by name, and the manifest."""
+
+    tensors: dict[str, Tensor]
+    manifest: dict[str, Any]
+
+
+def save(
+    folder: str | Path,
+    *,
+    tensors: Mapping[str, Tensor],
+    manifest: Mapping[str, Any],
+    columns: Columns | None = None,
+    picture: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a finished set into `folder`, in place of the one that may be there.
+
+    Parameters
+    ----------
+    tensors: ``SyntheticSet.state_dict()``.
+    manifest: recipe, info, protocol, results, run and budget; format, files, versions, commit,
+        tensors and data (features, examples, bytes) are filled in.
+    columns: what plain ``datasets`` shall read (values: files would not be copied in).
+    picture: draws a PNG to the path it is given.
+
+    Everything is first written aside, so that an error leaves the folder as it was. The files then
+    take their places between the removal of the old manifest and the arrival of the new one: after
+    a crash `load` finds the old set, the new set, or none.
+    """
+    folder = Path(folder)
+    require_place(folder)
+    files.require_writable(folder, 3 * tree_bytes(dict(tensors)) + 2**20)
+    aside = files.temporary_beside(folder / "saving")
+    try:
+        aside.mkdir()
+        _write_aside(aside, tensors, dict(manifest), columns, picture)
+        _take_places(aside, folder)
+    finally:
+        files.remove(aside)
+
+
+def require_place(folder: str | Path) -> None:
+    """Raise `UserError` if saving into `folder` would write over a README that is not ours."""
+    folder = Path(folder)
+    readme = folder / CARD
+    if (folder / MANIFEST).exists() or not readme.is_file():
+        return
+    if MARK not in readme.read_text(encoding="utf8", errors="replace"):
+        raise UserError(
+            f"{str(folder)!r} has a {CARD} of its own, which the set's card would replace",
+            hint="Choose another folder.",
+        )
+
+
+def _write_aside(
+    aside: Path,
+    tensors: Mapping[str, Tensor],
+    manifest: dict[str, Any],
+    columns: Columns | None,
+    picture: Callable[[Path], None] | None,
+) -> None:
+    files.save_tensors(aside / TENSORS, tensors, {"format": "pt"})
+    names = [TENSORS]
+    if columns is not None:
+        manifest["data"] = _write_parquet(aside / PARQUET, columns)
+        names.append(PARQUET)
+    if picture is not None:
+        picture(aside / PICTURE)
+        names.append(PICTURE)
+    manifest["files"] = {
+        name: {"sha256": files.sha256(aside / name), "bytes": (aside / name).stat().st_size}
+        for name in names
+    }
+    manifest["tensors"] = {name: _kind_of(tensor) for name, tensor in tensors.items()}
+    manifest.setdefault("versions", versions())
+    manifest.setdefault("commit", commit())
+    manifest.update(format=FORMAT, format_version=FORMAT_VERSION)
+    manifest = _sealed(manifest)
+    (aside / CARD).write_bytes(_card_bytes(manifest))
+    files.write_json(aside / MANIFEST, manifest)
+    for name in (*names, CARD):
+        files.sync(aside / name)
+
+
+def _write_parquet(path: Path, columns: Columns) -> dict[str, Any]:
+    import datasets
+
+    values, features = columns
+    path.parent.mkdir(parents=True)
+    with _quiet():
+        made = datasets.Dataset.from_dict(values, features=datasets.Features(features))
+        size = made.to_parquet(str(path))
+    return {"features": made.features.to_dict(), "examples": len(made), "bytes": int(size)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ``datasets`` from drawing progress bars, as long as this lasts."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _take_places(aside: Path, folder: Path) -> None:
+    """Put the files aside into `folder`; while they move there is no manifest."""
+    had_one = (folder / MANIFEST).exists()
+    (folder / MANIFEST).unlink(missing_ok=True)
+    files.sync(folder)
+    for name in (TENSORS, PARQUET, PICTURE, CARD):
+        if (aside / name).exists():
+            (folder / name).parent.mkdir(exist_ok=True)
+            os.replace(aside / name, folder / name)
+        elif had_one:  # of the old set: the new one has no such file
+            (folder / name).unlink(missing_ok=True)
+    files.sync(folder)
+    os.replace(aside / MANIFEST, folder / MANIFEST)
+    files.sync(folder)
+
+
+def _kind_of(tensor: Tensor) -> dict[str, Any]:
+    return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+
+
+def _card_bytes(manifest: Mapping[str, Any]) -> bytes:
+    # names of files that are no valid Unicode may have become class names
+    return card(manifest).encode(errors="backslashreplace")
+
+
+def _sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain JSON values with the digest of all the others."""
+    plain = json.loads(files.json_text({k: v for k, v in manifest.items() if k != "digest"}))
+    return {**plain, "digest": _digest(plain)}
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def update_results(folder: str | Path, results: Mapping[str, Any]) -> None:
+    """Replace the scores of a saved set, in manifest and card; nothing else changes.
+
+    The card is no listed file, so that each of the two is replaced whole and either may be the
+    newer one after a crash. What a person added to the card is written over.
+    """
+    folder = Path(folder)
+    manifest = _sealed({**_read_manifest(folder), "results": results})
+    files.write_atomic(folder / CARD, _card_bytes(manifest))
+    files.write_json(folder / MANIFEST, manifest)
+
+
+def load(folder: str | Path) -> Artifact:
+    """Read a finished set and check all of it.
+
+    Raises `UserError` if the folder holds none (and says how to go on with an unfinished run), if
+    a newer version wrote it, or if a file is missing, truncated or altered.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    for name, facts in manifest["files"].items():
+        _check_file(folder, name, facts)
+    tensors, _ = files.load_tensors(folder / TENSORS)
+    found = {name: _kind_of(tensor) for name, tensor in tensors.items()}
+    if found != manifest["tensors"]:
+        raise _altered(folder / TENSORS, "other tensors than the manifest lists")
+    return Artifact(tensors, manifest)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise _not_an_artifact(folder)
+    manifest = files.read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{str(path)!r} is not the manifest of a distilled set")
+    version = manifest.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise _altered(path, f"format_version {version!r}")
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"{str(folder)!r} was written by a newer mmdd",
+            got=f"format version {version}",
+            expected=f"at most {FORMAT_VERSION}",
+            hint="Upgrade: pip install --upgrade mmdd",
+        )
+    if manifest.get("digest") != _digest(manifest):
+        raise _altered(path, "a content that does not fit its own digest")
+    return manifest
+
+
+def _not_an_artifact(folder: Path) -> UserError:
+    if not folder.is_dir():
+        return UserError(f"there is no folder {str(folder)!r}")
+    if (folder / CHECKPOINT).is_file():
+        return UserError(
+            f"{str(folder)!r} holds an unfinished run, not yet a distilled set",
+            hint=f"Finish it with `mmdd resume {shlex.quote(str(folder))}`",
+        )
+    return UserError(
+        f"{str(folder)!r} holds no distilled set",
+        got=f"no {MANIFEST}",
+        expected="a folder that `mmdd distill --out` or save() has finished writing",
+    )
+
+
+def _check_file(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
+    inside = PurePosixPath(name)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise _altered(folder / MANIFEST, f"a file outside its folder, {name!r}")
+    path = folder / name
+    if not path.is_file():
+        raise _altered(path, "no such file", "removed")
+    size = path.stat().st_size
+    if size < facts["bytes"]:
+        raise _altered(path, f"{size} of {facts['bytes']} bytes", "truncated")
+    if size > facts["bytes"] or files.sha256(path) != facts["sha256"]:
+        raise _altered(path, "a content that does not fit the manifest")
+
+
+def _altered(path: Path, got: str, how: str = "altered") -> UserError:
+    hint = "Copy the whole folder again, or distil anew."
+    return UserError(f"{str(path)!r} was {how}", got=got, hint=hint)
+
+
+def export(folder: str | Path, to: str, out: str | Path) -> bool:
+    """Write the set of `folder` in the form `to`, for other programs.
+
+    ``parquet``: a folder for ``datasets.load_dataset``. ``imagefolder``: ``train/CLASS/00001.png``
+    (readers number classes by sorted name; ``classes.json`` has the set's own numbers).
+    ``safetensors``: one file with the normalised ``inputs``, the ``targets``, and JSON about them
+    in its metadata; `out` is that file if it ends in .safetensors, else a folder to hold it.
+
+    Returns False, and writes nothing, if `out` already is exactly this export. Raises `UserError`
+    if `out` holds anything else, or if the set cannot take this form.
+    """
+    if to not in EXPORTS:
+        raise unknown_name("export format", to, EXPORTS)
+    found, place = load(folder), Path(os.path.abspath(out))
+    listed = sum(facts["bytes"] for facts in found.manifest["files"].values())
+    files.require_writable(place.parent, 2 * listed)
+    if to != "safetensors" and PARQUET not in found.manifest["files"]:
+        raise UserError("this set was saved without columns", hint="Export it --to safetensors.")
+    made = files.temporary_beside(place)
+    try:
+        if to != "safetensors" or place.suffix != ".safetensors":
+            made.mkdir()
+        EXPORTS[to](found, Path(folder), made)
+        return files.move_once(made, place)
+    finally:
+        files.remove(made)
+
+
+def _to_safetensors(found: Artifact, folder: Path, made: Path) -> None:
+    kind = found.manifest.get("recipe", {}).get("synthetic", {}).get("representation", "direct")
+    kind = kind.get("kind") if isinstance(kind, dict) else kind
+    tensors = {
+        name.removeprefix("representation.").replace("/", "."): tensor
+        for name, tensor in found.tensors.items()
+        if name.startswith("representation.inputs")
+    }
+    if kind != "direct" or not tensors:
+        raise UserError(
+            "this set does not store its items as they are",
+            got=kind,
+            expected="representation 'direct'",
+            hint="Decode them in Python: mmdd.load(folder).to_torch()",
+        )
+    if "labels.targets" in found.tensors:
+        tensors["targets"] = found.tensors["labels.targets"]
+    info = found.manifest.get("info", {})
+    about = {k: info.get(k) for k in ("source", "names", "normalisation", "shape", "fingerprint")}
+    place = made / "distilled.safetensors" if made.is_dir() else made
+    files.save_tensors(place, tensors, {"mmdd": files.json_text(about)})
+
+
+def _to_parquet(found: Artifact, folder: Path, made: Path) -> None:
+    (made / PARQUET).parent.mkdir()
+    shutil.copyfile(folder / PARQUET, made / PARQUET)
+    listed = {PARQUET: found.manifest["files"][PARQUET]}
+    (made / CARD).write_bytes(_card_bytes({**found.manifest, "files": listed}))
+
+
+def _to_imagefolder(found: Artifact, folder: Path, made: Path) -> None:
+    table = _read_parquet(folder / PARQUET)
+    image, label = _column(table, "Image"), _column(table, "ClassLabel")
+    names = table.features[label].names
+    folders, counts = files.safe_names(names), [0] * len(names)
+    order = []
+    for item in table.with_format(None):
+        code = item[label]
+        counts[code] += 1
+        order.append(f"train/{folders[code]}/{counts[code]:05}.png")
+        (made / order[-1]).parent.mkdir(parents=True, exist_ok=True)
+        (made / order[-1]).write_bytes(_as_png(item[image]["bytes"]))
+    numbers = {folders[code]: {"label": code, "name": name} for code, name in enumerate(names)}
+    files.write_json(made / "classes.json", numbers)
+    if "soft_label" in table.column_names:
+        soft = {"soft_labels": torch.tensor(table["soft_label"][:])}
+        files.save_tensors(made / "soft_labels.safetensors", soft, {"files": json.dumps(order)})
+    # says where the items are, since a class may be called "test"
+    shown = {**found.manifest, "files": {}, "data": {"path": "train/**"}}
+    (made / CARD).write_bytes(_card_bytes(shown))
+
+
+def _read_parquet(path: Path) -> Any:
+    """Return the ``datasets.Dataset`` of a file, in memory, images as encoded bytes."""
+    import datasets
+    from pyarrow.parquet import ParquetFile
+
+    # not load_dataset, which copies into the user's cache
+    table = datasets.Dataset(datasets.table.InMemoryTable(ParquetFile(path).read()))
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
+
+
+def _column(table: Any, kind: str) -> str:
+    found = {name: type(feature).__name__ for name, feature in table.features.items()}
+    if kind not in found.values():
+        raise UserError(
+            "this set holds no labelled images",
+            got=found,
+            expected=f"a column of type {kind}",
+            hint="Export it --to parquet or safetensors.",
+        )
+    return next(name for name, each in found.items() if each == kind)
+
+
+def _as_png(encoded: bytes) -> bytes:
+    if encoded.startswith(b"\x89PNG"):
+        return encoded
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(encoded)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+EXPORTS: dict[str, Callable[[Artifact, Path, Path], None]] = {
+    "parquet": _to_parquet,
+    "imagefolder": _to_imagefolder,
+    "safetensors": _to_safetensors,
+}

@@ -1,0 +1,500 @@
+"""Training fresh learners: by hand, stacked, on every kind of data; and scores of them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import statistics
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fakes import CASES, labels, noise, seeded
+
+from mmdd import evaluate
+from mmdd.batch import Batch
+from mmdd.errors import NonFiniteError
+from mmdd.evaluate import Scores, Trainer, rate_factor, score
+from mmdd.real import JointData, ResidentData
+from mmdd.recipe import Protocol
+from mmdd.rng import generator
+from mmdd.trees import tree_leaves
+
+
+def protocol(**fields):
+    values = {"epochs": 6, "batch_size": 5, "lr": 0.1, "schedule": "constant", "augment": False}
+    return Protocol(**{**values, **fields})
+
+
+def everything(data):
+    return data.select(torch.arange(len(data)))
+
+
+def assert_same_bits(a, b):
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]()
+
+
+class Shift:
+    """An augmentation: every item is moved by its own random number."""
+
+    def draw(self, count, generator, *, shared_op=False):
+        return torch.randn(count, 1, generator=generator)
+
+    def __call__(self, inputs, draw, rows=None):
+        return inputs + 0.5 * (draw if rows is None else draw[rows])
+
+
+# -- one learner -----------------------------------------------------------------------------------
+
+
+def plain_sgd(case, params, batch, epochs, lr, *, drop, forget=True):
+    """DC's training, written out: full batches, and in epoch `drop` a lower rate."""
+    net = case.net()
+    net.load_state_dict(params)
+    velocity = {}
+    for epoch in range(epochs):
+        if epoch == drop:
+            lr = 0.1 * lr
+            velocity = {} if forget else velocity
+        loss = F.cross_entropy(net(batch.inputs), batch.targets)
+        gradients = torch.autograd.grad(loss, list(net.parameters()))
+        with torch.no_grad():
+            for (name, value), raw in zip(net.named_parameters(), gradients, strict=True):
+                gradient = raw + 5e-4 * value
+                old = velocity.get(name)
+                velocity[name] = gradient if old is None else 0.9 * old + gradient
+                value -= lr * velocity[name]
+    return {name: value.detach() for name, value in net.named_parameters()}
+
+
+def distance(a, b):
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("epochs", [8, 9])
+def test_dc_lowers_the_rate_and_forgets_the_momentum_after_half(epochs):
+    case = CASES["separable"]()
+    learner, batch = case.learner(), everything(case.train)
+    chosen = protocol(epochs=epochs, batch_size=100, schedule="dc")
+    (trained,) = Trainer(learner, chosen, seed=3).train([batch])
+    start = learner.init(generator(3, "learner/0/init"))
+
+    def by_hand(drop, **more):
+        return plain_sgd(case, start, batch, epochs, 0.1, drop=drop, **more)
+
+    half = epochs // 2 + 1
+    assert distance(trained, by_hand(half)) < 1e-5
+    # the check is sharp enough to tell an epoch more or less, and kept momentum
+    for other in (by_hand(half - 1), by_hand(half + 1), by_hand(half, forget=False)):
+        assert distance(trained, other) > 1e-4
+
+
+def test_every_epoch_shows_every_item_once_in_a_new_order(monkeypatch):
+    case = CASES["separable"]()
+    learner = case.learner()
+    places = torch.arange(12.0)
+    batch = Batch(noise(12, 6) * 0 + places[:, None], labels(12), labels(12))
+    seen = []
+    original = learner.loss
+
+    def watched(params, part, **more):
+        seen.append(part.inputs[:, 0].int().tolist())
+        assert part.targets.tolist() == [place % 3 for place in seen[-1]]
+        return original(params, part, **more)
+
+    monkeypatch.setattr(learner, "loss", watched)
+    Trainer(learner, protocol(epochs=3), seed=0).train([batch])
+    assert [len(part) for part in seen] == [5, 5, 2] * 3
+    epochs = [[*seen[start], *seen[start + 1], *seen[start + 2]] for start in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_training_teaches_every_kind_of_data(case):
+    chosen = protocol(epochs=40, batch_size=12, lr=0.02, momentum=0.9, optimiser="adam")
+    learner = case.learner()
+    (trained,) = Trainer(learner, chosen, seed=0).train([case.train])
+    before = score(learner, learner.init(generator(0, "learner/0/init")), case.test)
+    after = score(learner, trained, case.test)
+    if case.task.direction == "min":
+        assert after < 0.3 * before
+    else:
+        assert after > before + 0.2
+        assert after > 0.5
+
+
+def test_a_synthetic_set_can_be_trained_on(case):
+    with torch.no_grad():
+        batch = case.start().batch()
+    learner = case.learner()
+    trained = Trainer(learner, protocol(), seed=0).train([batch])
+    start = learner.init(generator(0, "learner/0/init"))
+    assert all(torch.isfinite(value).all() for value in trained[0].values())
+    assert any(not torch.equal(trained[0][name], start[name]) for name in start)
+    assert not any(value.requires_grad for value in trained[0].values())
+
+
+def test_the_same_seed_gives_the_same_bits(case):
+    sets = [everything(case.train)] * 2
+    first = Trainer(case.learner(), protocol(), seed=1).train(sets)
+    torch.rand(5)
+    again = Trainer(case.learner(), protocol(), seed=1).train(sets)
+    other = Trainer(case.learner(), protocol(), seed=2).train(sets)
+    for a, b, c in zip(first, again, other, strict=True):
+        assert_same_bits(a, b)
+        assert any(not torch.equal(a[name], c[name]) for name in a)
+    # learners differ by their initial parameters and order, although the set is the same
+    assert any(not torch.equal(first[0][name], first[1][name]) for name in first[0])
+
+
+def test_a_set_and_a_batch_of_the_same_items_are_the_same_to_a_learner():
+    case = CASES["separable"]()
+    whole = protocol(batch_size=100)
+    of_set = Trainer(case.learner(), whole, seed=0).train([case.train])[0]
+    of_batch = Trainer(case.learner(), whole, seed=0).train([everything(case.train)])[0]
+    assert distance(of_set, of_batch) < 1e-5
+
+
+def test_progress_counts_epochs_of_all_learners():
+    case = CASES["separable"]()
+    for sets in ([case.train] * 2, [everything(case.train)] * 2):
+        told = []
+        trainer = Trainer(
+            case.learner(), protocol(), seed=0, on_epoch=lambda *t, into=told: into.append(t)
+        )
+        trainer.train(sets)
+        assert told[-1] == (12, 12)
+        assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_nothing_to_train_is_nothing_trained():
+    assert Trainer(CASES["separable"]().learner(), protocol(), seed=0).train([]) == []
+
+
+# -- several learners at once ----------------------------------------------------------------------
+
+
+def both_ways(case, sets, monkeypatch, chosen=None, **more):
+    """The learners trained stacked, and the same ones trained one after the other."""
+    trainer = Trainer(case.learner(), chosen or protocol(), seed=0, **more)
+    assert trainer._stackable(sets)
+    stacked = trainer.train(sets)
+    monkeypatch.setattr(evaluate, "STACKED_ELEMENTS", 0)
+    assert not trainer._stackable(sets)
+    return stacked, trainer.train(sets)
+
+
+@pytest.mark.parametrize("schedule", ["dc", "cosine", "onecycle", "constant"])
+@pytest.mark.parametrize("name", ["separable", "masked", "forecasting"])
+def test_stacked_learners_are_those_trained_alone(name, schedule, monkeypatch):
+    case = CASES[name]()
+    whole = everything(case.train)
+    sets = [whole.select(torch.arange(start, start + 12)) for start in (0, 7, 14)]
+    chosen = protocol(schedule=schedule)
+    stacked, alone = both_ways(case, sets, monkeypatch, chosen)
+    for a, b in zip(stacked, alone, strict=True):
+        assert distance(a, b) < 1e-5
+
+
+def test_stacked_learners_see_their_own_augmentation(monkeypatch):
+    case = CASES["separable"]()
+    sets = [everything(case.train).select(torch.arange(start, start + 12)) for start in (0, 12)]
+    augmented = protocol(augment=True)
+    stacked, alone = both_ways(case, sets, monkeypatch, augmented, augmentation=Shift())
+    plain = Trainer(case.learner(), protocol(), seed=0, augmentation=Shift()).train(sets)
+    for a, b, c in zip(stacked, alone, plain, strict=True):
+        assert distance(a, b) < 1e-5
+        assert distance(a, c) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        12,
+        pytest.param(
+            2,
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=NonFiniteError,
+                reason="stacked, a mini-batch without weight divides zero by zero",
+            ),
+        ),
+    ],
+)
+def test_stacked_learners_with_weights_are_those_trained_alone(size, monkeypatch):
+    case = CASES["separable"]()
+    whole = everything(case.train)
+    batches = []
+    # mini-batches of two leave some learner without any item that counts
+    for start, kept in ((0, 12), (12, 4)):
+        part = whole.select(torch.arange(start, start + 12))
+        batches.append(dataclasses.replace(part, weights=(torch.arange(12) < kept).float()))
+    stacked, alone = both_ways(case, batches, monkeypatch, protocol(batch_size=size))
+    for a, b in zip(stacked, alone, strict=True):
+        assert distance(a, b) < 1e-5
+
+
+def test_what_cannot_be_stacked_is_not():
+    separable, coupled, joint = (CASES[name]() for name in ("separable", "coupled", "joint"))
+    batch = everything(separable.train)
+    trainer = Trainer(separable.learner(), protocol(), seed=0)
+    assert trainer._stackable([batch, batch])
+    assert not trainer._stackable([batch])
+    assert not trainer._stackable([batch, separable.train])
+    assert not trainer._stackable([batch, batch.select(torch.arange(5))])
+    assert not Trainer(joint.learner(), protocol(), 0)._stackable([everything(joint.train)] * 2)
+    # items of one contrastive batch are each other's counter-examples
+    assert not Trainer(coupled.learner(), protocol(), 0)._stackable([everything(coupled.train)] * 2)
+    by_validation = protocol(selection="validation")
+    assert not Trainer(separable.learner(), by_validation, 0)._stackable([batch, batch])
+    mixing = separable.learner()
+    mixing.mixes_items = True
+    assert not Trainer(mixing, protocol(), 0)._stackable([batch, batch])
+
+
+# -- which state is handed back --------------------------------------------------------------------
+
+
+class Watched(ResidentData):
+    """Counts how often it is read."""
+
+    reads = 0
+
+    def read(self, index):
+        type(self).reads += 1
+        return super().read(index)
+
+
+def misleading(case):
+    """A validation split whose labels are wrong, so that training makes its score worse."""
+    whole = everything(case.test)
+    Watched.reads = 0
+    return Watched(whole.inputs, (whole.targets + 1) % 3, whole.groups, 3)
+
+
+def test_validation_selects_the_best_check():
+    case = CASES["separable"]()
+    validation = misleading(case)
+    chosen = protocol(epochs=12, batch_size=36, lr=0.02, selection="validation", checks=4)
+    learner = case.learner()
+    batch = everything(case.train)
+    (trained,) = Trainer(learner, chosen, seed=0, validation=validation).train([batch])
+    assert Watched.reads > 0
+    # a constant rate makes a shorter training the beginning of a longer one
+    checks = [
+        Trainer(learner, chosen.model_copy(update=update), seed=0).train([batch])[0]
+        for update in ({"epochs": epochs, "selection": "last"} for epochs in (3, 6, 9, 12))
+    ]
+    scores = [score(learner, params, validation) for params in checks]
+    best = scores.index(max(scores))
+    assert best < 3, "the test needs a validation split that prefers an early check"
+    assert max(scores) > scores[-1]
+    assert_same_bits(trained, checks[best])
+
+
+def test_validation_selects_downwards_for_an_error():
+    case = CASES["forecasting"]()
+    whole = everything(case.train)
+    validation = ResidentData(whole.inputs, -whole.targets, whole.groups, 1)
+    chosen = protocol(epochs=12, batch_size=100, lr=0.3, selection="validation", checks=12)
+    learner = case.learner()
+    (trained,) = Trainer(learner, chosen, seed=0, validation=validation).train([whole])
+    last = Trainer(learner, chosen.model_copy(update={"selection": "last"}), seed=0).train([whole])
+    assert score(learner, trained, validation) < score(learner, last[0], validation)
+
+
+def test_the_last_state_needs_no_validation():
+    case = CASES["separable"]()
+    validation = misleading(case)
+    Trainer(case.learner(), protocol(), seed=0, validation=validation).train([case.train])
+    assert Watched.reads == 0
+
+
+@pytest.mark.parametrize(
+    ("epochs", "checks", "expected"),
+    [(12, 4, [3, 6, 9, 12]), (5, 2, [3, 5]), (2, 10, [1, 2]), (7, 1, [7])],
+)
+def test_checks_are_spread_over_the_training(epochs, checks, expected, monkeypatch):
+    case = CASES["separable"]()
+    done, checked = [], []
+    monkeypatch.setattr(evaluate, "score", lambda *_: checked.append(len(done) + 1) or 0.5)
+    chosen = protocol(epochs=epochs, selection="validation", checks=checks)
+    trainer = Trainer(
+        case.learner(),
+        chosen,
+        seed=0,
+        validation=case.test,
+        on_epoch=lambda *_: done.append(1),
+    )
+    trainer.train([case.train])
+    assert checked == expected
+
+
+# -- rates and numbers that are not finite ---------------------------------------------------------
+
+
+def test_rates_over_the_epochs():
+    cosine = protocol(epochs=10, schedule="cosine")
+    assert rate_factor(cosine, 0) == pytest.approx(1.0)
+    assert rate_factor(cosine, 5) == pytest.approx(0.5)
+    assert rate_factor(cosine, 10) == pytest.approx(0.0)
+    onecycle = protocol(epochs=8, schedule="onecycle")
+    found = [rate_factor(onecycle, epoch) for epoch in range(9)]
+    assert max(found) == found[2] == pytest.approx(1.0)
+    assert found[0] == pytest.approx(0.02)
+    assert found[8] == pytest.approx(0.0)
+    assert rate_factor(protocol(schedule="constant"), 3) is None
+    assert rate_factor(protocol(schedule="dc"), 3) is None
+
+
+def test_one_cycle_never_exceeds_its_peak():
+    onecycle = protocol(epochs=8, schedule="onecycle")
+    assert max(rate_factor(onecycle, epoch / 100) for epoch in range(800)) <= 1.0 + 1e-9
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_loss_that_is_not_finite_is_an_error(stacked):
+    case = CASES["separable"]()
+    sets = [everything(case.train)] * (2 if stacked else 1)
+    trainer = Trainer(case.learner(), protocol(lr=1e30), seed=0)
+    with pytest.raises(NonFiniteError, match=r"epoch \d+ of its training; lower evaluate\.lr"):
+        trainer.train(sets)
+
+
+def test_the_last_update_is_looked_at_too():
+    case = CASES["forecasting"]()
+    batch = everything(case.train)
+    far = dataclasses.replace(batch, targets=1e3 * batch.targets)
+    trainer = Trainer(case.learner(), protocol(epochs=1, batch_size=100, lr=3e38), seed=0)
+    with pytest.raises(NonFiniteError):
+        trainer.train([far])
+
+
+# -- scores ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [(0.5,), (0.25, 0.75), (0.1, 0.5, 0.3, 0.9)])
+def test_scores_have_a_sample_standard_deviation(values):
+    found = Scores(values)
+    assert found.mean == pytest.approx(statistics.mean(values))
+    expected = statistics.stdev(values) if len(values) > 1 else 0.0
+    assert found.std == pytest.approx(expected)
+    assert found.as_dict() == {
+        "mean": found.mean,
+        "std": found.std,
+        "n": len(values),
+        "values": values,
+    }
+
+
+def test_a_score_does_not_depend_on_how_the_set_is_cut(case):
+    learner = case.learner()
+    params = learner.init(seeded(0))
+    whole = score(learner, params, case.test)
+    assert score(learner, params, case.test, size=3) == pytest.approx(whole)
+
+
+def test_a_score_by_hand():
+    case = CASES["separable"]()
+    learner = case.learner()
+    params = learner.init(seeded(0))
+    batch = everything(case.test)
+    guesses = learner.outputs(params, batch).argmax(dim=1).tolist()
+    right = sum(a == b for a, b in zip(guesses, batch.targets.tolist(), strict=True))
+    assert score(learner, params, case.test) == pytest.approx(right / len(guesses))
+
+
+def test_a_graph_is_scored_on_its_chosen_nodes_alone():
+    case = CASES["joint"]()
+    learner = case.learner()
+    params = learner.init(seeded(0))
+    rows = case.test.index
+    outputs = learner.outputs(params, everything(case.test))
+    truth = case.test.all_targets
+    expected = float((outputs[rows].argmax(dim=1) == truth[rows]).double().mean())
+    assert score(learner, params, case.test) == pytest.approx(expected)
+    # other labels outside the chosen nodes change nothing
+    changed = truth.clone()
+    changed[: rows.min()] = (changed[: rows.min()] + 1) % 3
+    other = JointData(case.test.structure, changed, case.test.all_groups, 3, index=rows)
+    assert score(learner, params, other) == pytest.approx(expected)
+
+
+def test_scoring_runs_in_evaluation_mode_and_changes_nothing(case):
+    learner = case.learner()
+    params = learner.init(seeded(0))
+    kept = copy.deepcopy(params)
+    score(learner, params, case.test)
+    assert not learner.encoder.training
+    assert_same_bits(params, kept)
+
+
+def test_recall_of_pairs_is_taken_over_the_whole_set():
+    case = CASES["coupled"]()
+    learner = case.learner()
+    params = learner.init(seeded(0))
+    outputs = learner.outputs(params, everything(case.test))
+    near = outputs["image"] @ outputs["text"].T
+    expected = sum(int(row.argmax()) == place for place, row in enumerate(near)) / len(near)
+    # cut into batches of two, recall within a batch would be far higher
+    assert score(learner, params, case.test, size=2) == pytest.approx(expected)
+
+
+def test_the_test_split_is_read_only_when_training_is_over(monkeypatch, tmp_path):
+    from mmdd import build
+    from mmdd.compose import compose
+    from mmdd.modality import Splits
+    from mmdd.results import Judge
+
+    options = {
+        "learner.encoder": "mlp",
+        "learner.width": 8,
+        "learner.depth": 1,
+        "evaluate.protocol": "quick",
+        "evaluate.epochs": 2,
+        "evaluate.selection": "validation",
+        "evaluate.full": False,
+    }
+    monkeypatch.setenv("MMDD_CACHE", str(tmp_path))
+    recipe = compose("images/digits_dm", options=options)
+    device = torch.device("cpu")
+    splits = build.open_data(recipe, None, device)
+    parts = build.parts(recipe, splits.info, device)
+    events = []
+    original_train, original_read = Trainer.train, ResidentData.read
+
+    def train(self, *words, **more):
+        events.append("train")
+        found = original_train(self, *words, **more)
+        events.append("trained")
+        return found
+
+    def read(self, index):
+        if self is splits.test:
+            events.append("test")
+        return original_read(self, index)
+
+    monkeypatch.setattr(Trainer, "train", train)
+    monkeypatch.setattr(ResidentData, "read", read)
+    synthetic = build.synthetic_set(parts, splits.train, torch.ones(10, dtype=torch.int64))
+    table = Judge(parts, Splits(**vars(splits))).table(synthetic, learners=2)
+    assert set(table["mlp"]) == {"synthetic", "random", "herding"}
+    assert "test" in events
+    for event, after in itertools.pairwise(events):
+        assert (event == "train") == (after == "trained"), "test was read during training"
+    splits.close()
+
+
+def test_fakes_can_be_stacked():
+    for name in ("separable", "masked", "forecasting"):
+        batch = everything(CASES[name]().train)
+        numbers = sum(leaf[0].numel() for leaf in tree_leaves(batch.inputs))
+        assert numbers < evaluate.STACKED_ELEMENTS

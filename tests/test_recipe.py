@@ -1,0 +1,508 @@
+"""Recipes: every mistake is one clear line that names its place, and every layer has its turn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mmdd.compose import compose, find_recipe, is_recipe, merge, methods, parse_overrides, recipes
+from mmdd.errors import UserError
+from mmdd.recipe import PROTOCOLS, Recipe, validate
+
+FILE = "mine.yaml"
+
+
+def mistake(values):
+    """The line that a recipe with these values is refused with."""
+    with pytest.raises(UserError) as caught:
+        validate(values, FILE)
+    return one_line(caught.value)
+
+
+def one_line(error):
+    message = str(error)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(text):
+        path = tmp_path / FILE
+        path.write_text(text)
+        return path
+
+    return written
+
+
+def refused(*words, **more):
+    with pytest.raises(UserError) as caught:
+        compose(*words, **more)
+    return one_line(caught.value)
+
+
+# -- unknown keys ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "suggestion"),
+    [
+        ({"optimize": {"steps": 3}}, "optimize", "optimise"),
+        ({"optimise": {"stesp": 3}}, "optimise.stesp", "steps"),
+        ({"optimise": {"inputs": {"momentun": 0.5}}}, "optimise.inputs.momentun", "momentum"),
+        ({"synthetic": {"per_clas": 1}}, "synthetic.per_clas", "per_class"),
+        ({"synthetic": {"representation": {"kidn": "direct"}}}, "representation.kidn", "kind"),
+        ({"objective": {"kind": "distribution", "kernl": "linear"}}, "objective.kernl", "kernel"),
+        ({"source": {"evry": 3}}, "source.evry", "every"),
+        ({"data": {"sorce": "digits"}}, "data.sorce", "source"),
+        ({"learner": {"widht": 32}}, "learner.widht", "width"),
+        ({"learner": {"encoder": "vit", "patches": 2}}, "learner.patches", "patch"),
+        ({"augment": {"kind": "dsa", "strateggy": "crop"}}, "augment.strateggy", "strategy"),
+        ({"evaluate": {"lerners": 3}}, "evaluate.lerners", "learners"),
+        ({"run": {"sead": 3}}, "run.sead", "seed"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_one(values, key, suggestion):
+    message = mistake(values)
+    assert message.startswith(f"{FILE}: unknown key '")
+    assert f"{key}'" in message
+    assert f"Did you mean '{suggestion}'?" in message
+    assert "expected one of" in message
+
+
+def test_further_mistakes_are_counted():
+    assert "(1 more like this)" in mistake({"optimize": {}, "evaluat": {}})
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a protocol may also be a name: pydantic's finding about the name comes first, and says"
+    " 'expected a valid string' of a key 'evaluate.protocol.str' that does not exist",
+)
+def test_an_unknown_key_of_a_written_out_protocol_is_named():
+    message = mistake({"evaluate": {"protocol": {"epochs": 5, "schedul": "dc"}}})
+    assert "evaluate.protocol.schedul'" in message
+    assert "'schedule'" in message
+
+
+@pytest.mark.parametrize("text", ["on: 1\n", "3: 1\n", "optimise: {5: 1}\n"])
+def test_keys_that_are_no_words_are_refused(write, text):
+    assert "Keys should be strings" in refused(write(text))
+
+
+# -- wrong values ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "came", "expected"),
+    [
+        ({"optimise": {"steps": "many"}}, "optimise.steps", "'many'", "integer"),
+        ({"optimise": {"steps": 0}}, "optimise.steps", "0", "greater than or equal to 1"),
+        ({"optimise": {"inputs": {"lr": -1}}}, "optimise.inputs.lr", "-1", "greater than 0"),
+        ({"optimise": {"inputs": {"lr": float("nan")}}}, "optimise.inputs.lr", "nan", "finite"),
+        ({"optimise": [1]}, "optimise", "[1]", "dictionary"),
+        (
+            {"objective": {"bandwidths": [1.0, "wide"]}},
+            "objective.bandwidths.1",
+            "'wide'",
+            "number",
+        ),
+        ({"objective": {"bandwidths": []}}, "objective.bandwidths", "[]", "at least 1 item"),
+        ({"evaluate": {"baselines": ["randm"]}}, "evaluate.baselines.0", "'randm'", "'random'"),
+        ({"evaluate": {"learners": 2.5}}, "evaluate.learners", "2.5", "integer"),
+        ({"learner": {"width": "broad"}}, "learner.width", "'broad'", "integer"),
+        ({"data": {"channels": 2}}, "data.channels", "2", "1 or 3"),
+        ({"synthetic": {"fraction": 1.5}}, "synthetic.fraction", "1.5", "less than 1"),
+        ({"run": {"compile": "yes"}}, "run.compile", "'yes'", "'auto'"),
+        ({"run": {"seed": -1}}, "run.seed", "-1", "greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_value_is_shown_with_what_was_expected(values, key, came, expected):
+    message = mistake(values)
+    assert message.startswith(f"{FILE}: key '{key}'")
+    assert f"got {came}" in message
+    assert expected in message.split("expected")[1]
+
+
+@pytest.mark.xfail(strict=True, reason="pydantic's name of a branch of a union is part of the key")
+def test_a_wrong_size_is_named_by_its_key():
+    message = mistake({"data": {"size": "large"}})
+    assert "key 'data.size'" in message
+
+
+@pytest.mark.parametrize("section", ["data", "learner", "augment", "optimise", "synthetic"])
+def test_an_empty_section_is_a_mistake(section):
+    message = mistake({section: None})
+    assert section in message
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"synthetic": {"per_class": 1, "items": 20}}, "one budget, not per_class and items"),
+        ({"synthetic": {"items": 20, "fraction": 0.1}}, "one budget, not items and fraction"),
+        ({"objective": {"moments": 3, "moment_weights": [1.0]}}, "moment_weights has 1 values"),
+        ({"objective": {"moments": 2, "kernel": "linear"}}, "leave moments=1"),
+        ({"run": {"keep": "validation"}}, "set evaluate.every"),
+        ({"evaluate": {"selection": "validation"}, "data": {"validation": 0}}, "validation split"),
+        ({"evaluate": {"every": 5}, "data": {"validation": 0}}, "validation split"),
+    ],
+)
+def test_combinations_that_cannot_be_are_refused(values, words):
+    message = mistake(values)
+    assert message.startswith(f"{FILE}: ")
+    assert words in message
+
+
+def test_keeping_the_validated_state_needs_scores_during_the_run():
+    values = {"run": {"keep": "validation"}, "evaluate": {"every": 50}}
+    assert validate(values, FILE).run.keep == "validation"
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the reference of full data is selected by validation, but only evaluate.selection and"
+    " evaluate.every are checked against data.validation=0",
+)
+def test_the_reference_of_full_data_needs_a_validation_split_too():
+    message = mistake({"evaluate": {"full": True}, "data": {"validation": 0}})
+    assert "validation split" in message
+
+
+# -- unknown names ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "suggestion"),
+    [
+        ({"modality": "image"}, "modality 'image'", "images"),
+        ({"task": "clasification"}, "task 'clasification'", "classification"),
+        ({"learner": {"encoder": "convnt"}}, "encoder 'convnt'", "convnet"),
+        ({"evaluate": {"encoders": ["mlp", "resnet"]}}, "encoder 'resnet'", "resnet18"),
+        ({"augment": "dsaa"}, "augment kind 'dsaa'", "dsa"),
+        ({"augment": {"kind": "nope"}}, "augment kind 'nope'", "none"),
+    ],
+)
+def test_an_unknown_name_lists_the_names_and_the_nearest(values, kind, suggestion):
+    message = mistake(values)
+    assert message.startswith(f"{FILE}: unknown {kind}")
+    assert f"Did you mean '{suggestion}'?" in message
+
+
+@pytest.mark.parametrize("section", ["objective", "source"])
+@pytest.mark.parametrize("short", [False, True])
+def test_an_unknown_kind_is_shown_with_the_known_ones(section, short):
+    name = {"objective": "distributon", "source": "frsh"}[section]
+    message = mistake({section: name if short else {"kind": name}})
+    assert message.startswith(f"{FILE}: ")
+    assert f"'{name}'" in message
+    assert {"objective": "'distribution'", "source": "'fresh'"}[section] in message
+
+
+def test_an_unknown_protocol_is_shown_with_the_known_ones():
+    message = mistake({"evaluate": {"protocol": "quik"}})
+    assert message.startswith(f"{FILE}: evaluate.protocol")
+    assert all(name in message for name in PROTOCOLS)
+    assert "did you mean 'quick'?" in message
+
+
+def test_an_unknown_method_is_shown_with_the_known_ones(write):
+    for message in (refused(method="dmm"), refused(write("method: dmm\n"))):
+        assert "unknown method 'dmm'" in message
+        assert "Did you mean 'dm'?" in message
+
+
+@pytest.mark.xfail(
+    strict=True, raises=TypeError, reason="a list is looked up in a dictionary without a check"
+)
+@pytest.mark.parametrize(
+    "values",
+    [{"learner": {"encoder": ["convnet"]}}, {"augment": {"kind": ["dsa"]}}],
+    ids=["encoder", "kind"],
+)
+def test_a_name_that_is_no_word_is_refused(values):
+    assert FILE in mistake(values)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=TypeError, reason="a list is looked up in a dictionary without a check"
+)
+def test_a_method_that_is_no_word_is_refused(write):
+    assert "method" in refused(write("method: [dm]\n"))
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("optimise:\n  steps: 3\n  inputs: {lr: 1\n", "line 4"),
+        ("method: dm\nsynthetic:\n\tper_class: 1\n", "line 3"),
+        ("data: {source: digits}\nlearner: a: b\n", "line 2"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_named_with_the_line(write, text, line):
+    message = refused(write(text))
+    assert FILE in message
+    assert line in message
+    assert "not valid YAML" in message
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n- 2\n", "just words\n"])
+def test_a_file_without_keys_is_no_recipe(write, text):
+    message = refused(write(text))
+    assert FILE in message
+    assert "is not a recipe" in message
+
+
+@pytest.mark.xfail(strict=True, reason="YAML keeps the last of two equal keys, in silence")
+def test_a_key_given_twice_is_refused(write):
+    message = refused(write("optimise:\n  steps: 3\noptimise:\n  inputs: {lr: 1}\n"))
+    assert "optimise" in message
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / FILE
+    path.write_bytes(b"\xff\xfe\x00\x81")
+    assert FILE in refused(path)
+
+
+def test_a_file_that_is_not_there_is_refused_with_its_neighbour(write, tmp_path):
+    write("method: dm\n")
+    assert f"Did you mean '{FILE}'?" in refused(str(tmp_path / "mien.yaml"))
+    assert "Did you mean 'images/digits_dm'?" in refused("image/digit_dm")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("optimise: {inputs: {lrr: 1}}\n", "optimise.inputs.lrr"),
+        ("learner: {encoder: mlp, widht: 3}\n", "learner.widht"),
+        ("learner: {encoder: convnt}\n", "convnt"),
+        ("data: {sorce: digits}\n", "data.sorce"),
+        ("synthetic: {per_class: 1, items: 3}\n", "synthetic"),
+        ("evaluate: {encoders: [convnt]}\n", "convnt"),
+    ],
+)
+def test_the_file_is_named_beside_the_key(write, text, key):
+    message = refused(write(text))
+    assert message.split(":")[0].endswith(FILE)
+    assert key in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["modality: imags\n", "task: clasification\n", "augment: 5\n", "method: dmm\n"],
+    ids=["modality", "task", "augment", "method"],
+)
+@pytest.mark.xfail(strict=True, reason="the line begins with 'recipe:', or with no place at all")
+def test_the_file_is_named_beside_every_wrong_name(write, text):
+    assert FILE in refused(write(text))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the key is looked up as evaluate.encoder, which no layer sets: the last layer that"
+    " sets anything in evaluate is blamed",
+)
+def test_the_layer_that_names_an_unknown_encoder_is_blamed(write):
+    path = write("evaluate: {encoders: [convnt]}\n")
+    assert FILE in refused(path, options={"evaluate.lr": 0.1})
+
+
+def test_the_layer_that_made_the_mistake_is_named(write):
+    path = write("optimise: {steps: 5, inputs: {lr: 1.0}}\n")
+    assert refused(path, options={"optimise.inputs.momentum": 2}).startswith("override: ")
+    assert refused(path, flags={"optimise.steps": 0}).startswith("command line: ")
+    good = {"optimise.inputs.momentum": 0.5}
+    bad = write("optimise: {steps: 5, inputs: {lr: -1.0}}\n")
+    assert FILE in refused(bad, options=good).split(":")[0]
+
+
+# -- what ships ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_shipped_recipe_validates(name):
+    made = compose(name)
+    assert made.method in methods()
+    assert name.endswith(f"_{made.method}")
+    assert name.split("/")[0] == made.modality
+    assert made.data.source
+    assert is_recipe(name)
+    assert find_recipe(name) == recipes()[name]
+
+
+@pytest.mark.parametrize("name", methods())
+def test_every_method_validates_without_data(name):
+    made = compose(method=name)
+    assert made.method == name
+    assert made.data.source is None
+
+
+def test_something_ships():
+    assert recipes()
+    assert "dm" in methods()
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_stored_recipe_is_the_recipe(name, tmp_path):
+    made = compose(name, options={"synthetic.labels": "hard", "evaluate.encoders": ["mlp"]})
+    again = validate(made.model_dump(mode="json"), "stored")
+    assert again == made
+    assert again.model_dump(mode="json") == made.model_dump(mode="json")
+    import yaml
+
+    path = tmp_path / FILE
+    path.write_text(yaml.safe_dump(made.model_dump(mode="json")))
+    assert compose(path) == made
+
+
+def test_a_stored_recipe_keeps_another_budget_and_a_written_out_protocol():
+    values = {
+        "synthetic": {"items": 33},
+        "evaluate": {"protocol": {"name": "mine", "epochs": 7, "schedule": "cosine"}, "lr": 0.5},
+    }
+    made = validate(values, FILE)
+    assert made.synthetic.per_class is None
+    assert validate(made.model_dump(mode="json"), "stored") == made
+    resolved = made.evaluate.resolved()
+    assert (resolved.name, resolved.epochs, resolved.lr) == ("mine", 7, 0.5)
+
+
+def test_defaults_are_complete():
+    assert Recipe().synthetic.per_class == 10
+    assert Recipe() == validate({}, FILE)
+    assert PROTOCOLS["dc"].epochs == 1000
+    # the shared protocols are templates: a recipe must not write into them
+    validate({"evaluate": {"epochs": 3}}, FILE).evaluate.resolved()
+    assert PROTOCOLS["dc"].epochs == 1000
+
+
+# -- layers ----------------------------------------------------------------------------------------
+
+
+def test_overrides_are_read_as_yaml():
+    words = ["learner.width=32", "evaluate.encoders=[mlp, vit]", "run.minutes=null", "a.b=true"]
+    assert parse_overrides(words) == {
+        "learner.width": 32,
+        "evaluate.encoders": ["mlp", "vit"],
+        "run.minutes": None,
+        "a.b": True,
+    }
+    assert parse_overrides(["a=b=c", "d=", "e='3'"]) == {"a": "b=c", "d": None, "e": "3"}
+    assert parse_overrides(["a={b"]) == {"a": "{b"}
+    for word in ("steps", "=3", ""):
+        with pytest.raises(UserError, match="key=value"):
+            parse_overrides([word])
+
+
+def test_overrides_reach_their_keys():
+    words = [
+        "learner.width=32",
+        "evaluate.encoders=[mlp, vit]",
+        "run.threads=null",
+        "optimise.inputs.lr=1e-2",
+        "objective.features=all",
+    ]
+    made = compose("images/digits_dm", options=parse_overrides(words))
+    assert made.learner.width == 32
+    assert made.evaluate.encoders == ["mlp", "vit"]
+    assert made.run.threads is None
+    assert made.optimise.inputs.lr == 0.01
+    assert made.objective.features == "all"
+    # and nothing else
+    assert made.learner.encoder == "convnet"
+    assert made.optimise.steps == compose("images/digits_dm").optimise.steps
+
+
+def test_an_override_below_a_value_is_refused():
+    assert "'a.b.c'" in refused(options={"a.b": 1, "a.b.c": 2})
+    assert "optimise.steps" in refused(options={"optimise.steps.more": 2})
+
+
+def test_method_then_file_then_flags_then_overrides(write):
+    path = write("optimise: {steps: 5, inputs: {lr: 7.0}}\nreal: {per_group: 11}\n")
+    made = compose(
+        path,
+        method="dm",
+        flags={"optimise.steps": 6, "run.seed": 4, "real.per_group": None},
+        options={"optimise.inputs.lr": 8.0, "run.seed": 9},
+    )
+    assert made.optimise.steps == 6
+    assert made.run.seed == 9
+    assert made.optimise.inputs.lr == 8.0
+    assert made.real.per_group == 11
+    assert made.optimise.inputs.momentum == 0.5
+
+
+def test_merging_writes_high_over_low():
+    low = {"a": {"b": 1, "c": 2}, "d": [1, 2], "e": 5}
+    high = {"a": {"c": 3, "x": 4}, "d": [9]}
+    assert merge(low, high) == {"a": {"b": 1, "c": 3, "x": 4}, "d": [9], "e": 5}
+    assert low == {"a": {"b": 1, "c": 2}, "d": [1, 2], "e": 5}
+    assert merge({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
+    assert merge({"a": {"b": 2}}, {"a": 1}) == {"a": 1}
+
+
+def test_another_kind_replaces_the_options_of_the_old_one():
+    low = {"objective": {"kind": "distribution", "kernel": "linear"}, "learner": {"width": 3}}
+    assert merge(low, {"objective": {"kind": "gradient"}})["objective"] == {"kind": "gradient"}
+    same = merge(low, {"objective": {"kind": "distribution", "moments": 2}})["objective"]
+    assert same == {"kind": "distribution", "kernel": "linear", "moments": 2}
+    low = {"learner": {"encoder": "convnet", "norm": "batch"}}
+    assert merge(low, {"learner": {"encoder": "mlp"}})["learner"] == {"encoder": "mlp"}
+    assert merge(low, {"learner": {"width": 8}})["learner"] == {
+        "encoder": "convnet",
+        "norm": "batch",
+        "width": 8,
+    }
+
+
+def test_another_budget_replaces_the_old_one():
+    low = {"synthetic": {"per_class": 10, "clamp": False}}
+    high = {"synthetic": {"items": 25}}
+    assert merge(low, high)["synthetic"] == {"items": 25, "clamp": False}
+    # a budget of null is no budget: the old one stays
+    kept = merge(low, {"synthetic": {"items": None}})["synthetic"]
+    assert kept["per_class"] == 10
+    assert compose("images/digits_dm", flags={"synthetic.items": 25}).synthetic.per_class is None
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the optimise section has the fields inputs and labels alone, although a leaf may be"
+    " called inputs.image and take the longest prefix of its name",
+)
+def test_every_leaf_may_have_its_own_rate():
+    made = validate({"optimise": {"inputs.image": {"lr": 0.5}}}, FILE)
+    assert made.optimise.model_dump()["inputs.image"]["lr"] == 0.5
+
+
+# -- nothing heavy ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "module", ["mmdd", "mmdd.recipe", "mmdd.compose", "mmdd.cli", "mmdd.catalog"]
+)
+def test_light_modules_import_nothing_heavy(module):
+    code = (
+        f"import sys, {module}; "
+        "heavy = ('torch', 'torchvision', 'torchaudio', 'transformers', 'torch_geometric',"
+        " 'datasets', 'sklearn', 'matplotlib'); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_validating_a_recipe_imports_nothing_heavy():
+    code = (
+        "import sys; from mmdd.compose import compose; compose('images/digits_dm'); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
