@@ -14,7 +14,7 @@ from mmdd import artifact, build, machine
 from mmdd.compose import compose, read_yaml
 from mmdd.errors import UserError
 from mmdd.modality import DataInfo, Splits
-from mmdd.progress import Progress, for_terminal
+from mmdd.progress import Progress
 from mmdd.recipe import Recipe, validate
 from mmdd.results import Judge, Table, detached
 from mmdd.run import CHECKPOINT, RECIPE, Run
@@ -217,17 +217,17 @@ def run_recipe(
     resume: bool = False,
 ) -> Distilled:
     """Run a validated recipe in the folder `out`, from the start or from its check-point."""
-    progress = progress or for_terminal()
+    progress = progress or Progress()
     folder = None if out is None else Path(out)
     if folder is not None and not resume:
         _require_unused(folder)
     device = machine.device(recipe.run.device)
     machine.settle(recipe.run)
     splits = build.open_data(recipe, source, device)
-    for note in splits.info.notes:
-        progress.say(note)
     parts = build.parts(recipe, splits.info, device)
     run = Run(recipe, splits, parts, folder, progress)
+    for note in splits.info.notes:
+        progress.say(note)
     if resume:
         run.restore()
     else:
@@ -246,6 +246,7 @@ def _require_unused(folder: Path) -> None:
             f"the folder {str(folder)!r} holds a run already",
             hint=f"Continue it with `mmdd resume {folder}`, or choose another --out.",
         )
+    artifact.require_place(folder)
 
 
 def resume(folder: str | Path, *, data: Any = None, progress: Progress | None = None) -> Distilled:

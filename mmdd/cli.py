@@ -169,8 +169,8 @@ def export(
     _require_folder(folder)
     from mmdd import artifact
 
-    artifact.export(folder, to, out)
-    typer.echo(f"{to} written to {out}")
+    written = artifact.export(folder, to, out)
+    typer.echo(f"{to} {'written to' if written else 'lies already in'} {out}")
 
 
 @app.command("list")
@@ -273,6 +273,8 @@ def main() -> None:
     # Before torch starts its threads: on a machine that is also doing other work, threads that
     # wait by spinning made a step several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # its retries are told in one line by the error that follows
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         app()
     except UserError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ def mmdd(*words, cwd=None, timeout=240):
         text=True,
         cwd=cwd,
         timeout=timeout,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     return done.returncode, done.stdout, done.stderr
 
