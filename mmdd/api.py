@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmdd import artifact, build, machine
-from mmdd.compose import compose, read_yaml
+from mmdd.compose import from_flags, read_yaml
 from mmdd.errors import UserError
 from mmdd.modality import DataInfo, Splits
 from mmdd.progress import Progress
@@ -189,20 +189,23 @@ def distill(
     Raises `UserError` for anything a person can mend, before long work starts.
     """
     named = isinstance(data, (str, Path))
-    flags = {
-        "data.source": str(data) if named else None,
-        "synthetic.per_class": per_class,
-        "synthetic.items": items,
-        "synthetic.fraction": fraction,
-        "optimise.steps": steps,
-        "run.minutes": minutes,
-        "run.seed": seed,
-        "run.device": device,
-    }
-    if isinstance(recipe, Recipe):
-        made = recipe
-    else:
-        made = compose(recipe, method=method, flags=flags, options=dict(options or {}))
+    made = (
+        recipe
+        if isinstance(recipe, Recipe)
+        else from_flags(
+            str(data) if named else None,
+            recipe=recipe,
+            method=method,
+            per_class=per_class,
+            items=items,
+            fraction=fraction,
+            steps=steps,
+            minutes=minutes,
+            seed=seed,
+            device=device,
+            options=options,
+        )
+    )
     return run_recipe(
         made, source=None if named else data, out=out, progress=progress or Progress()
     )

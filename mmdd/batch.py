@@ -75,7 +75,9 @@ class Batch:
 
     def present(self, num_groups: int) -> Tensor:
         """[G] bool: the groups with at least one item of non-zero weight."""
-        return self.group_weights(num_groups).sum(dim=1) > 0
+        weights = self.item_weights
+        totals = torch.zeros(num_groups, dtype=weights.dtype, device=weights.device)
+        return totals.index_add(0, self.groups, weights.abs()) > 0
 
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor to `device`."""

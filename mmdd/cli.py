@@ -67,28 +67,19 @@ def distill(
     json_: Json = False,
 ) -> None:
     """Distil a data set: [bold]mmdd distill digits[/bold]."""
-    from mmdd.compose import compose, is_recipe, parse_overrides, recipes
+    from mmdd.compose import from_flags, parse_overrides
 
-    options = parse_overrides(overrides or [])
-    wants_recipe = is_recipe(data)
-    own = f"images/{data}_{method or 'dm'}"
-    recipe_name = data if wants_recipe else own if own in recipes() else None
-    if minutes is not None and steps is None and "optimise.steps" not in options:
-        steps = 1_000_000  # as many as fit
-    recipe = compose(
-        recipe_name,
+    recipe = from_flags(
+        data,
         method=method,
-        flags={
-            "data.source": None if wants_recipe else data,
-            "synthetic.per_class": per_class,
-            "synthetic.items": items,
-            "synthetic.fraction": fraction,
-            "optimise.steps": steps,
-            "run.minutes": minutes,
-            "run.seed": seed,
-            "run.device": device,
-        },
-        options=options,
+        per_class=per_class,
+        items=items,
+        fraction=fraction,
+        steps=steps,
+        minutes=minutes,
+        seed=seed,
+        device=device,
+        options=parse_overrides(overrides or []),
     )
     folder = out or _free_folder(recipe)
     from mmdd.api import run_recipe

@@ -17,6 +17,8 @@ from mmdd.recipe import Recipe, validate
 
 BUDGETS = ("per_class", "items", "fraction")
 DEFAULT_METHOD = "dm"
+AS_MANY_AS_FIT = 1_000_000
+"""Steps of a run that is bounded by time alone."""
 Layer = tuple[str, dict[str, Any]]
 """Where values come from, and the values."""
 
@@ -123,6 +125,46 @@ def compose(
         values = merge(values, layer)
     values["method"] = name
     return validate(values, lambda key: _origin(layers, key))
+
+
+def from_flags(
+    data: str | None,
+    *,
+    recipe: str | Path | None = None,
+    method: str | None = None,
+    per_class: int | None = None,
+    items: int | None = None,
+    fraction: float | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Build the recipe of a command or call.
+
+    `data` may itself be a recipe. Data with a shipped recipe of its own (``digits``) use it.
+    """
+    if data is not None and recipe is None:
+        own = f"images/{data}_{method or DEFAULT_METHOD}"
+        if is_recipe(data):
+            recipe, data = data, None
+        elif own in recipes():
+            recipe = own
+    options = dict(options or {})
+    if minutes is not None and steps is None and "optimise.steps" not in options:
+        steps = AS_MANY_AS_FIT
+    flags = {
+        "data.source": data,
+        "synthetic.per_class": per_class,
+        "synthetic.items": items,
+        "synthetic.fraction": fraction,
+        "optimise.steps": steps,
+        "run.minutes": minutes,
+        "run.seed": seed,
+        "run.device": device,
+    }
+    return compose(recipe, method=method, flags=flags, options=options)
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

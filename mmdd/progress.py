@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 Update = Callable[..., None]
-"""Called as ``update(done, **facts)``, e.g. ``update(120, loss=3.2)``."""
+"""Called as ``update(done, **facts)``, e.g. ``update(120, loss=3.2)``; ``total`` may change."""
 
 
 class Progress:
@@ -20,7 +20,7 @@ class Progress:
     @contextlib.contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Update]:
         """Frame a piece of work of `total` steps; yields the update function."""
-        yield lambda done, **facts: None
+        yield lambda done, total=None, **facts: None
 
 
 class PlainProgress(Progress):
@@ -38,7 +38,7 @@ class PlainProgress(Progress):
         """Print how far the work is."""
         started = said = time.monotonic()
 
-        def update(done: int, **facts: float) -> None:
+        def update(done: int, total: int | None = total, **facts: float) -> None:
             nonlocal said
             now = time.monotonic()
             if now - said >= self.seconds:
@@ -77,8 +77,8 @@ class RichProgress(Progress):
         with Bar(*columns, console=self.console, refresh_per_second=4) as bar:
             handle = bar.add_task(name, total=total, facts="")
 
-            def update(done: int, **facts: float) -> None:
-                bar.update(handle, completed=done, facts=describe(facts))
+            def update(done: int, total: int | None = total, **facts: float) -> None:
+                bar.update(handle, completed=done, total=total, facts=describe(facts))
 
             yield update
             if total is not None:

@@ -159,6 +159,9 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
+FULL_UPDATES = 800
+
+
 class Evaluate(Section):
     """How the result is judged. Unset fields come from the named protocol."""
 
@@ -193,11 +196,15 @@ class Evaluate(Section):
         fields = {"epochs": self.epochs, "lr": self.lr, "selection": self.selection}
         return base.model_copy(update={k: v for k, v in fields.items() if v is not None})
 
-    def resolved_full(self) -> Protocol:
-        """The protocol of the full-data reference."""
-        epochs = self.full_epochs
+    def resolved_full(self, items: int) -> Protocol:
+        """The protocol of the full-data reference for a training set of `items`.
+
+        A small set gets more epochs: at least `FULL_UPDATES` steps.
+        """
         full = PROTOCOLS["full"]
-        return full.model_copy(update={"epochs": epochs, "checks": epochs}) if epochs else full
+        per_epoch = -(-items // full.batch_size)
+        epochs = self.full_epochs or max(full.epochs, -(-FULL_UPDATES // per_epoch))
+        return full.model_copy(update={"epochs": epochs, "checks": min(epochs, full.checks)})
 
 
 class Run(Section):

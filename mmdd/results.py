@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmdd import build
 from mmdd.batch import Batch
+from mmdd.errors import UserError
 from mmdd.evaluate import Scores, Trainer, score
 from mmdd.files import write_json
 from mmdd.modality import Splits
@@ -42,7 +43,10 @@ class Judge:
         self.options = parts.recipe.evaluate
         self.protocol = self.options.resolved()
         if splits.test is None:
-            raise AssertionError("open() always leaves a test split")
+            raise UserError(
+                "there is no labelled test split to score on",
+                hint="Set data.test_split, or data.test to a share above 0.",
+            )
 
     def table(
         self,
@@ -101,8 +105,8 @@ class Judge:
     def _full(self, encoder: str, count: int) -> dict[str, Any] | None:
         if self.options.full is False:
             return None
-        protocol = self.options.resolved_full()
         train = self.splits.train
+        protocol = self.options.resolved_full(len(train))
         learner = self.parts.learner(3.0 * protocol.epochs * len(train) * count, encoder)
         trainer = self.parts.trainer(learner, protocol, self.splits.validation)
         cache = self._cache_file(trainer, encoder, count)

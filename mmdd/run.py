@@ -32,7 +32,9 @@ from mmdd.task import is_better
 RECIPE = "recipe.yaml"
 LOG = "log.jsonl"
 CHECKPOINT = Path("state") / "checkpoint.safetensors"
-WARM_STEPS, TIMED_STEPS = 2, 5
+WARM_STEPS = 2
+"""Steps that compile and warm up; their time says nothing about the others."""
+FIRST_FIT = 8
 
 
 class Interrupted(Exception):
@@ -67,6 +69,7 @@ class Run:
         self.best: dict[str, Any] | None = None
         self.best_score: float | None = None
         self._saved = time.monotonic()
+        self._timed: list[float] = []
 
     # -- starting and continuing -----------------------------------------------------------------
 
@@ -120,7 +123,7 @@ class Run:
                     raise NonFiniteError(self._advice(error)) from None
                 self.seconds += time.perf_counter() - started
                 self._after(loss, time.perf_counter() - started)
-                update(self.distiller.number, loss=loss, **self._latest())
+                update(self.distiller.number, total=self.steps, loss=loss, **self._latest())
                 if stopped.is_set():
                     self.save()
                     raise Interrupted
@@ -143,15 +146,19 @@ class Run:
             self.save()
 
     def _fit_time(self, number: int, seconds: float) -> None:
-        """Once, after the first steps: how many steps fit into the minutes given."""
+        """Say how many steps fit into the minutes given, anew at steps 8, 16, 32, …
+
+        Later estimates know the machine better, and the schedules bend with them.
+        """
         minutes = self.recipe.run.minutes
-        if minutes is None or number > WARM_STEPS + TIMED_STEPS:
+        if minutes is None or number <= WARM_STEPS:
             return
-        self._timed = [*getattr(self, "_timed", []), seconds]
-        if number == WARM_STEPS + TIMED_STEPS and len(self._timed) >= TIMED_STEPS:
-            each = sorted(self._timed[-TIMED_STEPS:])[TIMED_STEPS // 2]
-            # 4 % in reserve, so that the schedule ends before the clock does
-            left = int(0.96 * (60 * minutes - self.seconds) / each)
+        self._timed.append(seconds)
+        if number >= FIRST_FIT and number & (number - 1) == 0:
+            each = sum(self._timed) / len(self._timed)
+            self._timed.clear()
+            # a little in reserve, so that the schedule ends before the clock does
+            left = int(0.98 * (60 * minutes - self.seconds) / each)
             self.set_steps(min(self.recipe.optimise.steps, number + max(1, left)))
 
     def _validate(self) -> float:

@@ -26,21 +26,22 @@ def show_results(report: Mapping[str, Any], console: Console | None = None) -> N
     console = console or Console()
     rows = [row for row in ROWS if any(row in found for found in report["results"].values())]
     protocol, budget = report["protocol"], report["budget"]
-    counts = {found["synthetic"]["n"] for found in report["results"].values()}
-    table = Table(
-        title=f"{report['metric']} in % on the test split, {'/'.join(map(str, counts))} learners",
-        caption=(
-            f"protocol {protocol['name']}: {protocol['epochs']} epochs, {report['selection']}"
-            f" epoch; {budget['items']} synthetic items, {budget['bytes']:,} bytes"
-        ),
-        title_style="bold",
-    )
+    learners = "/".join({str(found["synthetic"]["n"]) for found in report["results"].values()})
+    table = Table()
     table.add_column("encoder")
     for row in rows:
         table.add_column("full data" if row == "full" else row, justify="right")
     for encoder, found in report["results"].items():
         table.add_row(encoder, *(percent(found.get(row)) for row in rows))
+    console.print(
+        f"{report['metric']} in % on the real test split, mean ± std of {learners} learners"
+    )
     console.print(table)
+    console.print(
+        f"protocol {protocol['name']}: {protocol['epochs']} epochs, {report['selection']} epoch;"
+        f" {budget['items']} synthetic items, {budget['bytes']:,} bytes",
+        highlight=False,
+    )
 
 
 def show_manifest(manifest: Mapping[str, Any], folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdd.batch import Batch
-from mmdd.trees import named_leaves, tree_bytes, tree_cat, tree_leaves, tree_map
+from mmdd.trees import named_leaves, tree_bytes, tree_cat, tree_leaves, tree_map, tree_take
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -198,6 +199,49 @@ def test_cut_and_joined_trees_are_the_same():
     assert isinstance(back, Batch)
     for a, b in zip(tree_leaves(back), tree_leaves(whole), strict=True):
         assert torch.equal(a, b)
+
+
+def test_taking_from_a_tree_takes_from_every_leaf():
+    tree = {"a": torch.arange(4), "b": [torch.arange(8).reshape(4, 2)], "c": None}
+    taken = tree_take(tree, torch.tensor([3, 0]))
+    assert taken["a"].tolist() == [3, 0]
+    assert taken["b"][0].tolist() == [[6, 7], [0, 1]]
+    assert taken["c"] is None
+    assert tree_take(tree, slice(1, 3))["a"].tolist() == [1, 2]
+    assert tree_take(tree, 2)["b"][0].tolist() == [4, 5]
+
+
+class Named(NamedTuple):
+    image: torch.Tensor
+    text: torch.Tensor
+
+
+@pytest.mark.xfail(
+    strict=True, raises=TypeError, reason="a named tuple is not built from one sequence"
+)
+def test_named_tuples_are_trees_too():
+    tree = Named(torch.ones(2), torch.zeros(3))
+    assert tree_cat([tree, tree]).text.shape == (6,)
+    assert tree_map(lambda leaf: leaf + 1, tree).image.tolist() == [2.0, 2.0]
+
+
+@dataclasses.dataclass
+class Checked:
+    """A structure that looks at itself, as a modality's own inputs may."""
+
+    values: torch.Tensor
+
+    def __post_init__(self):
+        assert isinstance(self.values, torch.Tensor)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="leaves are gathered by mapping to None, which builds a second structure of nothing",
+)
+def test_looking_at_leaves_builds_no_structure():
+    assert len(tree_leaves({"graph": Checked(torch.ones(2))})) == 1
 
 
 def test_names_of_nested_leaves():

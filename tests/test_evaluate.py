@@ -402,6 +402,15 @@ def test_a_score_does_not_depend_on_how_the_set_is_cut(case):
     assert score(learner, params, case.test, size=3) == pytest.approx(whole)
 
 
+def test_a_learner_without_finite_outputs_has_no_score(case):
+    learner = case.learner()
+    params = learner.init(seeded(0))
+    for name in [name for name in params if name.endswith("head.bias")]:
+        params[name] = torch.full_like(params[name], float("inf"))
+    with pytest.raises(NonFiniteError, match="non-finite outputs"):
+        score(learner, params, case.test)
+
+
 def test_a_score_by_hand():
     case = CASES["separable"]()
     learner = case.learner()

@@ -5,6 +5,7 @@ Shape suffixes: n items, G groups, D features.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
@@ -54,11 +55,12 @@ class DistributionMatching(Objective):
             real_features = self._features(step, real)
         synthetic = step.synthetic_batch()
         synthetic_features = self._features(step, synthetic)
+        real, synthetic, groups = renumbered(real, synthetic)
         total = torch.zeros((), device=synthetic.groups.device)
         last = real_features[-1].shape[1]
         for real_f, synthetic_f in zip(real_features, synthetic_features, strict=True):
             scale = 1.0 if self.features == "last" else last / real_f.shape[1]
-            total = total + scale * self._distance(step, real, real_f, synthetic, synthetic_f)
+            total = total + scale * self._distance(groups, real, real_f, synthetic, synthetic_f)
         return total
 
     def _features(self, step: Step, batch: Batch) -> list[Tensor]:
@@ -67,9 +69,8 @@ class DistributionMatching(Objective):
         return [step.learner.features(step.drawn, batch)]
 
     def _distance(
-        self, step: Step, real: Batch, real_f: Tensor, synthetic: Batch, synthetic_f: Tensor
+        self, groups: int, real: Batch, real_f: Tensor, synthetic: Batch, synthetic_f: Tensor
     ) -> Tensor:
-        groups = step.real.num_groups
         if self.kernel is not None:
             return self._kernel_distance(real, real_f, synthetic, synthetic_f)
         both = (real.present(groups) & synthetic.present(groups)).to(synthetic_f.dtype)
@@ -103,6 +104,19 @@ def _of_group(batch: Batch, features: Tensor, group: int) -> tuple[Tensor, Tenso
     """Features and weights of the items of one group that count."""
     keep = (batch.groups == group) & (batch.item_weights != 0)
     return features[keep], batch.item_weights[keep].to(features.dtype)
+
+
+def renumbered(real: Batch, synthetic: Batch) -> tuple[Batch, Batch, int]:
+    """Number the groups of both batches 0..k-1, so that cost follows the groups that are there.
+
+    A pass over a few of ten thousand classes would else build means for all of them.
+    """
+    known = torch.unique(torch.cat([real.groups, synthetic.groups]))
+    pair = [
+        dataclasses.replace(batch, groups=torch.searchsorted(known, batch.groups))
+        for batch in (real, synthetic)
+    ]
+    return pair[0], pair[1], len(known)
 
 
 def central_moments(batch: Batch, features: Tensor, groups: int, count: int) -> list[Tensor]:
