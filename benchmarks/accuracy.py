@@ -50,7 +50,11 @@ def measure(line: dict[str, Any], seed: int, learners: int, device: str) -> dict
     """Distil and score one line."""
     options = {key.replace("__", "."): value for key, value in line["options"].items()}
     timed = "run.minutes" in options
-    options |= {"evaluate.learners": learners, "evaluate.full_minutes": 30, "evaluate.full_epochs": 6}
+    options |= {
+        "evaluate.learners": learners,
+        "evaluate.full_minutes": 30,
+        "evaluate.full_epochs": 6,
+    }
     if timed:
         options.setdefault("optimise.steps", 1_000_000)
     progress = PlainProgress(60)

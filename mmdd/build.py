@@ -210,7 +210,7 @@ def distiller(parts: Parts, splits: Splits) -> Distiller:
     learner = parts.learner(items=float(recipe.optimise.steps) * per_step)
     source_options = recipe.source.model_dump()
     source = catalog.load("source", source_options.pop("kind"), catalog.SOURCES)
-    rates = {"inputs": recipe.optimise.inputs, "labels": recipe.optimise.labels}
+    rates = recipe.optimise.by_leaf()
     return Distiller(
         synthetic=synthetic,
         real=splits.train,

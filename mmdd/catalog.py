@@ -70,7 +70,7 @@ FAMILIES: dict[str, Mapping[str, Entry]] = {
 
 def require(kind: str, name: str, family: Mapping[str, T] | Iterable[str]) -> Any:
     """Return ``family[name]``; an unknown name is a `UserError` with the nearest suggestion."""
-    if name not in family:
+    if not isinstance(name, str) or name not in family:
         raise unknown_name(kind, name, family)
     return family[name] if isinstance(family, Mapping) else name
 

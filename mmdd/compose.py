@@ -23,6 +23,19 @@ Layer = tuple[str, dict[str, Any]]
 """Where values come from, and the values."""
 
 
+class _NoTwins(yaml.SafeLoader):
+    """Refuses a key given twice, of which YAML would quietly keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for place, (key, _) in enumerate(node.value):
+            if key.value in keys[:place]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def shipped() -> dict[str, Path]:
     """Recipes that come with the package, by name: ``images/digits_dm`` and ``methods/dm``."""
     root = Path(str(importlib.resources.files("mmdd.configs")))
@@ -46,7 +59,7 @@ def recipes() -> dict[str, Path]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a recipe file. Raises `UserError` naming the file and the line."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf8"))
+        values = yaml.load(path.read_text(encoding="utf8"), _NoTwins)
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}", expected=error.strerror) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -114,8 +127,9 @@ def compose(
         layers.append((str(recipe), read_yaml(path)))
     stated = layers[0][1].get("method") if layers else None
     name = method or stated or DEFAULT_METHOD
-    if name not in methods():
-        raise unknown_name("method", name, methods())
+    if not isinstance(name, str) or name not in methods():
+        error = unknown_name("method", name, methods())
+        raise error if method else UserError(f"{recipe}: {error}")
     # a stored recipe names every value; the method is then only a label
     layers.insert(0, (f"method {name}", read_yaml(methods()[name])))
     layers.append(("command line", nested(given)))

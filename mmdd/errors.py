@@ -40,7 +40,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def unknown_name(kind: str, name: str, names: Iterable[str]) -> UserError:
+def unknown_name(kind: str, name: Any, names: Iterable[str]) -> UserError:
     """Build the error for a name that no dictionary lists, with the nearest suggestion."""
     known = sorted(names)
     close = nearest(name, known)

@@ -144,7 +144,8 @@ class _Run:
         losses = learner.task.item_losses(flat, batch.targets).unflatten(0, (count, -1))
         weights = batch.item_weights.unflatten(0, (count, -1))
         # a sum over learners: each one's gradient is what it would be alone
-        return ((losses * weights).sum(dim=1) / weights.sum(dim=1)).sum()
+        tiny = torch.finfo(losses.dtype).tiny
+        return ((losses * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(tiny)).sum()
 
     def _batches(self) -> Iterator[Batch]:
         size = self.t.protocol.batch_size

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmdd.errors import UserError
 from mmdd.learner import can_compile, native_bfloat16
 from mmdd.recipe import Run
-from mmdd.trees import Tree
+from mmdd.trees import Tree, tree_leaves
 
 EAGER_FLOPS = 5e10
 """Multiply-adds x 2 per second that two ordinary cores reach without compilation; only used to
@@ -81,6 +81,8 @@ def execution(
     if precision == "auto":
         # Below a few MFLOP an item the calls dominate, and bfloat16 only adds casts.
         fast = native_bfloat16(where) and item_flops > 2e6 and keeps_gradients_in_half(encoder)
+        # the last norm of a tiny item sees four numbers, too few to round them
+        fast = fast and sum(leaf.numel() for leaf in tree_leaves(example)) >= 512
         precision = "bfloat16" if fast else "float32"
     return {
         "compiled": bool(compiled),

@@ -6,12 +6,22 @@ modalities' option models.
 
 from __future__ import annotations
 
+import contextlib
 import types
 import typing
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from mmdd import catalog
 from mmdd.errors import UserError, nearest
@@ -123,6 +133,31 @@ class Optimise(Section):
     steps: Positive = 1000
     inputs: Leaf = Field(default_factory=Leaf)
     labels: Leaf = Field(default_factory=Leaf)
+    leaves: dict[str, Leaf] = Field(default={}, description="written as 'inputs.image: {…}'")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        dotted = {
+            key: value
+            for key, value in values.items()
+            if isinstance(key, str) and key.startswith(("inputs.", "labels."))
+        }
+        if not dotted:
+            return values
+        rest = {key: value for key, value in values.items() if key not in dotted}
+        return {**rest, "leaves": {**rest.get("leaves", {}), **dotted}}
+
+    @model_serializer(mode="wrap")
+    def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        made = handler(self)
+        return {**made, **made.pop("leaves", {})}
+
+    def by_leaf(self) -> dict[str, Leaf]:
+        """Options by (prefix of) a leaf's name."""
+        return {"inputs": self.inputs, "labels": self.labels, **self.leaves}
 
 
 class Protocol(Section):
@@ -165,7 +200,9 @@ FULL_UPDATES = 800
 class Evaluate(Section):
     """How the result is judged. Unset fields come from the named protocol."""
 
-    protocol: str | Protocol = "dc"
+    protocol: Protocol = Field(
+        default_factory=lambda: PROTOCOLS["dc"], description="a name, or a protocol written out"
+    )
     learners: Positive = 3
     encoders: list[str] = Field(default=[], description="others than the one it was distilled with")
     selection: Literal["last", "validation"] | None = None
@@ -181,20 +218,26 @@ class Evaluate(Section):
         0, description="score one learner on validation every so many steps; 0: never"
     )
 
-    @field_validator("protocol")
+    @field_validator("protocol", mode="before")
     @classmethod
-    def _known(cls, value: str | Protocol) -> str | Protocol:
+    def _by_name(cls, value: Any) -> Any:
         if isinstance(value, str) and value not in PROTOCOLS:
             close = nearest(value, PROTOCOLS)
             hint = f"; did you mean {close!r}?" if close else ""
-            raise ValueError(f"unknown protocol, expected one of {', '.join(PROTOCOLS)}{hint}")
+            raise ValueError(
+                f"unknown protocol {value!r}, expected one of {', '.join(PROTOCOLS)}{hint}"
+            )
+        if isinstance(value, str):
+            return PROTOCOLS[value]
+        if isinstance(value, dict) and value.get("name") in PROTOCOLS:
+            # {name: quick, epochs: 300}: what is not said comes from the named one
+            return PROTOCOLS[value["name"]].model_dump() | value
         return value
 
     def resolved(self) -> Protocol:
         """The protocol with this section's fields written over it."""
-        base = self.protocol if isinstance(self.protocol, Protocol) else PROTOCOLS[self.protocol]
         fields = {"epochs": self.epochs, "lr": self.lr, "selection": self.selection}
-        return base.model_copy(update={k: v for k, v in fields.items() if v is not None})
+        return self.protocol.model_copy(update={k: v for k, v in fields.items() if v is not None})
 
     def resolved_full(self, items: int) -> Protocol:
         """The protocol of the full-data reference for a training set of `items`.
@@ -249,13 +292,16 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _modality_sections(self) -> Recipe:
         # data, learner and augment are typed by the modality: its option models are their schema.
-        options = catalog.options(self.modality)
-        catalog.require("task", self.task, catalog.TASKS)
+        with _at("modality"):
+            options = catalog.options(self.modality)
+        with _at("task"):
+            catalog.require("task", self.task, catalog.TASKS)
         self.data = _checked(options.DATA, self.data, "data")
         self.learner = _union(options.ENCODERS, self.learner, "learner", "encoder")
         self.augment = _union(options.AUGMENTATIONS, _named(self.augment), "augment", "kind")
         for name in self.evaluate.encoders:
-            _union(options.ENCODERS, {"encoder": name}, "evaluate", "encoder")
+            with _at("evaluate.encoders"):
+                catalog.require("encoder", name, options.ENCODERS)
         return self
 
     @model_validator(mode="after")
@@ -284,22 +330,29 @@ def _union(models: dict[str, type[BaseModel]], value: Any, section: str, tag: st
     """Validate a section whose key `tag` names the model; the first model is the default."""
     if isinstance(value, BaseModel):
         return value
-    if not isinstance(value, dict):
-        raise UserError(f"recipe section '{section}'", got=value, expected="keys and values")
+    with _at(section):
+        if not isinstance(value, dict):
+            raise UserError(f"section '{section}'", got=value, expected="keys and values")
     name = value.get(tag, next(iter(models)))
-    try:
+    with _at(f"{section}.{tag}"):
         model = catalog.require(tag if tag == "encoder" else f"{section} kind", name, models)
-    except UserError as error:
-        raise NameUnknown(f"{section}.{tag}", error) from None
     return _checked(model, {**value, tag: name}, section)
 
 
-class NameUnknown(Exception):
-    """A name that no dictionary lists; carries where it stands in the recipe."""
+class PlacedError(Exception):
+    """A mistake in a recipe and the key where it stands; `validate` adds where that came from."""
 
     def __init__(self, key: str, error: UserError) -> None:
         super().__init__(str(error))
         self.key = key
+
+
+@contextlib.contextmanager
+def _at(key: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise PlacedError(key, error) from None
 
 
 class SectionError(Exception):
@@ -323,7 +376,7 @@ def validate(values: dict[str, Any], origin: Origin) -> Recipe:
         return Recipe.model_validate(values)
     except SectionError as error:
         raise explain(error.error, error.model, origin, error.prefix) from None
-    except NameUnknown as error:
+    except PlacedError as error:
         named = origin if isinstance(origin, str) else origin(error.key)
         raise UserError(f"{named}: {error}") from None
     except ValidationError as error:
@@ -336,7 +389,7 @@ def explain(
     """Turn pydantic's report into one line about its first finding."""
     findings = error.errors(include_url=False)
     first = findings[0]
-    key = ".".join(str(part) for part in (*prefix, *first["loc"]))
+    key = ".".join([*prefix, *_path(model, first["loc"], first["type"])])
     more = f" ({len(findings) - 1} more like this)" if len(findings) > 1 else ""
     origin = origin if isinstance(origin, str) else origin(key)
     if first["type"] == "extra_forbidden":
@@ -358,12 +411,26 @@ def explain(
     return UserError(f"{where}{more}", got=got, expected=message)
 
 
+def _path(model: Any, location: tuple[Any, ...], kind: str) -> list[str]:
+    """Keys of `location` as the user wrote them: pydantic's names of union branches left out."""
+    keys = []
+    for place, part in enumerate(location):
+        fields = getattr(model, "model_fields", {})
+        is_key = not fields or part in fields or place == 0
+        is_key = is_key or (kind == "extra_forbidden" and place == len(location) - 1)
+        if isinstance(part, int) or (is_key and model is not None):
+            keys.append(str(part))
+        if part in fields:
+            model = next(_models(fields[part].annotation), None)
+    return keys
+
+
 def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
     """Names of the fields of the nested model at `location`."""
     for part in location:
         fields = getattr(model, "model_fields", {})
         if part in fields:
-            model = next(iter(_models(fields[part].annotation)), model)
+            model = next(_models(fields[part].annotation), model)
     return list(getattr(model, "model_fields", {}))
 
 

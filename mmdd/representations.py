@@ -43,20 +43,19 @@ class Direct(Representation):
     ----------
     values: a [M, ...] tensor, or a dict of such fields. Floating-point fields are learned.
     fixed: dotted names of fields that stay as they are (masks, positions).
-    bounds: (lowest, highest) values, each a tensor that broadcasts against one item, or None.
+    bounds: (lowest, highest) values, or None: each a tensor that broadcasts against one item, or
+        a dict of such tensors for the fields that have bounds.
     """
-
-    _low: Tensor | None
-    _high: Tensor | None
 
     def __init__(
         self,
         values: Tree,
         *,
         fixed: Collection[str] = (),
-        bounds: tuple[Tensor, Tensor] | None = None,
+        bounds: tuple[Tree, Tree] | None = None,
     ) -> None:
         super().__init__()
+        self._bounded: list[str] = []
         self._structure = tree_map(lambda leaf: None, values)
         for name, leaf in named_leaves(values, "inputs").items():
             short = name.removeprefix("inputs.")
@@ -65,8 +64,20 @@ class Direct(Representation):
                 self.register_parameter(name.replace(".", "/"), nn.Parameter(leaf.detach().clone()))
             else:
                 self.register_buffer(name.replace(".", "/"), leaf.detach().clone())
-        self.register_buffer("_low", None if bounds is None else bounds[0], persistent=False)
-        self.register_buffer("_high", None if bounds is None else bounds[1], persistent=False)
+        if bounds is not None:
+            self._bound(*bounds)
+
+    def _bound(self, low: Tree, high: Tree) -> None:
+        lows, highs = named_leaves(low, "inputs"), named_leaves(high, "inputs")
+        for name, _ in self.named_parameters():
+            dotted = name.replace("/", ".")
+            key = dotted if dotted in lows else dotted.removeprefix("inputs.")
+            if isinstance(low, Tensor):
+                key = "inputs"
+            if key in lows:
+                self._bounded.append(name)
+                self.register_buffer(f"low:{name}", lows[key], persistent=False)
+                self.register_buffer(f"high:{name}", highs[key], persistent=False)
 
     def decode(self, index: Tensor | None) -> Tree:
         """Slice the stored tensors."""
@@ -81,6 +92,7 @@ class Direct(Representation):
     @torch.no_grad()
     def constrain_(self) -> None:
         """Clamp into the bounds, where they are given."""
-        if self._low is not None and self._high is not None:
-            for leaf in self.parameters():
-                leaf.copy_(torch.minimum(torch.maximum(leaf, self._low), self._high))
+        for name in self._bounded:
+            leaf = getattr(self, name)
+            low, high = getattr(self, f"low:{name}"), getattr(self, f"high:{name}")
+            leaf.copy_(torch.minimum(torch.maximum(leaf, low), high))

@@ -107,6 +107,8 @@ class Judge:
             return None
         train = self.splits.train
         protocol = self.options.resolved_full(len(train))
+        if self.splits.validation is None:
+            protocol = protocol.model_copy(update={"selection": "last"})
         learner = self.parts.learner(3.0 * protocol.epochs * len(train) * count, encoder)
         trainer = self.parts.trainer(learner, protocol, self.splits.validation)
         cache = self._cache_file(trainer, encoder, count)

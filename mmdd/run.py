@@ -146,7 +146,7 @@ class Run:
             self.save()
 
     def _fit_time(self, number: int, seconds: float) -> None:
-        """Say how many steps fit into the minutes given, anew at steps 8, 16, 32, …
+        """Say how many steps fit into the minutes given, anew at steps 8, 16, 32 and so on.
 
         Later estimates know the machine better, and the schedules bend with them.
         """

@@ -17,14 +17,29 @@ def tree_map(fn: Callable[[Tensor], Any], tree: Tree) -> Tree:
     """Apply `fn` to every tensor of `tree`, keeping its structure."""
     if isinstance(tree, Tensor):
         return fn(tree)
+    children = _children(tree)
+    return tree if children is None else _like(tree, [tree_map(fn, c) for c in children])
+
+
+def _children(tree: Tree) -> list[Tree] | None:
+    """Direct parts of an inner node; None for a leaf."""
     if isinstance(tree, dict):
-        return {key: tree_map(fn, value) for key, value in tree.items()}
+        return list(tree.values())
     if isinstance(tree, (tuple, list)):
-        return type(tree)(tree_map(fn, value) for value in tree)
+        return list(tree)
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        fields = {f.name: tree_map(fn, getattr(tree, f.name)) for f in dataclasses.fields(tree)}
-        return dataclasses.replace(tree, **fields)
-    return tree
+        return [getattr(tree, f.name) for f in dataclasses.fields(tree)]
+    return None
+
+
+def _like(tree: Tree, children: list[Tree]) -> Tree:
+    """A node of the kind of `tree` with other parts."""
+    if isinstance(tree, dict):
+        return dict(zip(tree, children, strict=True))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
+    names = [f.name for f in dataclasses.fields(tree)]
+    return dataclasses.replace(tree, **dict(zip(names, children, strict=True)))
 
 
 def tree_take(tree: Tree, index: Tensor | slice | int) -> Tree:
@@ -34,9 +49,9 @@ def tree_take(tree: Tree, index: Tensor | slice | int) -> Tree:
 
 def tree_leaves(tree: Tree) -> list[Tensor]:
     """Every tensor of `tree`, in the order in which `tree_map` meets them."""
-    found: list[Tensor] = []
-    tree_map(found.append, tree)
-    return found
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for child in _children(tree) or [] for leaf in tree_leaves(child)]
 
 
 def named_leaves(tree: Tree, name: str = "") -> dict[str, Tensor]:
@@ -57,15 +72,10 @@ def tree_cat(trees: list[Tree]) -> Tree:
     first = trees[0]
     if isinstance(first, Tensor):
         return torch.cat(trees)
-    if isinstance(first, dict):
-        return {key: tree_cat([tree[key] for tree in trees]) for key in first}
-    if isinstance(first, (tuple, list)):
-        return type(first)(tree_cat(list(parts)) for parts in zip(*trees, strict=True))
-    if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        names = [f.name for f in dataclasses.fields(first)]
-        fields = {name: tree_cat([getattr(tree, name) for tree in trees]) for name in names}
-        return dataclasses.replace(first, **fields)
-    return first
+    parts = [_children(tree) for tree in trees]
+    if parts[0] is None:
+        return first
+    return _like(first, [tree_cat(list(column)) for column in zip(*parts, strict=True)])
 
 
 def tree_bytes(tree: Tree) -> int:

@@ -215,20 +215,7 @@ def test_stacked_learners_see_their_own_augmentation(monkeypatch):
         assert distance(a, c) > 1e-3
 
 
-@pytest.mark.parametrize(
-    "size",
-    [
-        12,
-        pytest.param(
-            2,
-            marks=pytest.mark.xfail(
-                strict=True,
-                raises=NonFiniteError,
-                reason="stacked, a mini-batch without weight divides zero by zero",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("size", [12, 2])
 def test_stacked_learners_with_weights_are_those_trained_alone(size, monkeypatch):
     case = CASES["separable"]()
     whole = everything(case.train)

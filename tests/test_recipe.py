@@ -76,11 +76,6 @@ def test_further_mistakes_are_counted():
     assert "(1 more like this)" in mistake({"optimize": {}, "evaluat": {}})
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a protocol may also be a name: pydantic's finding about the name comes first, and says"
-    " 'expected a valid string' of a key 'evaluate.protocol.str' that does not exist",
-)
 def test_an_unknown_key_of_a_written_out_protocol_is_named():
     message = mistake({"evaluate": {"protocol": {"epochs": 5, "schedul": "dc"}}})
     assert "evaluate.protocol.schedul'" in message
@@ -126,7 +121,6 @@ def test_a_wrong_value_is_shown_with_what_was_expected(values, key, came, expect
     assert expected in message.split("expected")[1]
 
 
-@pytest.mark.xfail(strict=True, reason="pydantic's name of a branch of a union is part of the key")
 def test_a_wrong_size_is_named_by_its_key():
     message = mistake({"data": {"size": "large"}})
     assert "key 'data.size'" in message
@@ -159,16 +153,6 @@ def test_combinations_that_cannot_be_are_refused(values, words):
 def test_keeping_the_validated_state_needs_scores_during_the_run():
     values = {"run": {"keep": "validation"}, "evaluate": {"every": 50}}
     assert validate(values, FILE).run.keep == "validation"
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="the reference of full data is selected by validation, but only evaluate.selection and"
-    " evaluate.every are checked against data.validation=0",
-)
-def test_the_reference_of_full_data_needs_a_validation_split_too():
-    message = mistake({"evaluate": {"full": True}, "data": {"validation": 0}})
-    assert "validation split" in message
 
 
 # -- unknown names ---------------------------------------------------------------------------------
@@ -214,9 +198,6 @@ def test_an_unknown_method_is_shown_with_the_known_ones(write):
         assert "Did you mean 'dm'?" in message
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="a list is looked up in a dictionary without a check"
-)
 @pytest.mark.parametrize(
     "values",
     [{"learner": {"encoder": ["convnet"]}}, {"augment": {"kind": ["dsa"]}}],
@@ -226,9 +207,6 @@ def test_a_name_that_is_no_word_is_refused(values):
     assert FILE in mistake(values)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="a list is looked up in a dictionary without a check"
-)
 def test_a_method_that_is_no_word_is_refused(write):
     assert "method" in refused(write("method: [dm]\n"))
 
@@ -258,7 +236,6 @@ def test_a_file_without_keys_is_no_recipe(write, text):
     assert "is not a recipe" in message
 
 
-@pytest.mark.xfail(strict=True, reason="YAML keeps the last of two equal keys, in silence")
 def test_a_key_given_twice_is_refused(write):
     message = refused(write("optimise:\n  steps: 3\noptimise:\n  inputs: {lr: 1}\n"))
     assert "optimise" in message
@@ -298,16 +275,10 @@ def test_the_file_is_named_beside_the_key(write, text, key):
     ["modality: imags\n", "task: clasification\n", "augment: 5\n", "method: dmm\n"],
     ids=["modality", "task", "augment", "method"],
 )
-@pytest.mark.xfail(strict=True, reason="the line begins with 'recipe:', or with no place at all")
 def test_the_file_is_named_beside_every_wrong_name(write, text):
     assert FILE in refused(write(text))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the key is looked up as evaluate.encoder, which no layer sets: the last layer that"
-    " sets anything in evaluate is blamed",
-)
 def test_the_layer_that_names_an_unknown_encoder_is_blamed(write):
     path = write("evaluate: {encoders: [convnt]}\n")
     assert FILE in refused(path, options={"evaluate.lr": 0.1})
@@ -472,11 +443,6 @@ def test_another_budget_replaces_the_old_one():
     assert compose("images/digits_dm", flags={"synthetic.items": 25}).synthetic.per_class is None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the optimise section has the fields inputs and labels alone, although a leaf may be"
-    " called inputs.image and take the longest prefix of its name",
-)
 def test_every_leaf_may_have_its_own_rate():
     made = validate({"optimise": {"inputs.image": {"lr": 0.5}}}, FILE)
     assert made.optimise.model_dump()["inputs.image"]["lr"] == 0.5

@@ -212,3 +212,23 @@ def test_validation_scores_do_not_change_the_result(tmp_path, whole):
     watched = run_recipe(recipe(**{"optimise.steps": 12, "evaluate.every": 5}))
     assert_same_bits(leaves(watched), whole)
     assert [r["step"] for r in watched.run["history"] if "validation" in r] == [5, 10, 12]
+
+
+def test_without_validation_the_full_reference_takes_the_last_epoch(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMDD_CACHE", str(tmp_path / "cache"))
+    options = {"data.validation": 0, "evaluate.full": True, "evaluate.full_epochs": 2}
+    done = run_recipe(recipe(**{"optimise.steps": 2, "evaluate.learners": 2, **options}))
+    first = done.evaluate()["results"]["convnet"]["full"]
+    assert first["n"] == 2
+    # the second time it is read, not trained
+    monkeypatch.setattr("mmdd.results.Judge._score", lambda *a, **k: {"mean": -1, "std": 0, "n": 1})
+    assert done.evaluate()["results"]["convnet"]["full"] == {**first, "values": [*first["values"]]}
+
+
+def test_without_a_test_split_nothing_can_be_scored(tmp_path):
+    pixels, labels = torch.rand(40, 1, 8, 8), torch.arange(40) % 2
+    done = mmdd.distill(
+        (pixels, labels), per_class=1, options={**QUICK, "optimise.steps": 1, "data.test": 0}
+    )
+    with pytest.raises(UserError, match="no labelled test split"):
+        done.evaluate()

@@ -74,7 +74,7 @@ def test_parameter_counts(name, size, options, expected):
         ("convnet", (3, 64, 64), 128 * 4 * 4),
         ("convnet", (3, 128, 128), 128 * 4 * 4),
         ("convnet", (3, 224, 224), 128 * 3 * 3),
-        ("convnet", (3, 5, 5), 128),
+        ("convnet", (3, 5, 5), 128 * 2 * 2),
         ("alexnet", (3, 32, 32), 192 * 4 * 4),
         ("vgg11", (1, 28, 28), 512),
         ("vgg11", (3, 224, 224), 512 * 7 * 7),
