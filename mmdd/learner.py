@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -203,17 +204,20 @@ def _reseeded(seed: int) -> Iterator[None]:
         yield
 
 
+@functools.cache
 def can_compile() -> bool:
-    """True when ``torch.compile`` can build code for this machine (a C++ compiler is there)."""
+    """True when ``torch.compile`` works here: tried on one line, as a compiler alone is no proof."""
     try:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            get_cpp_compiler()
+            torch.compile(_one_more)(torch.zeros(8))
     except Exception:
         return False
     return True
+
+
+def _one_more(x: Tensor) -> Tensor:
+    return x * 2 + 1
 
 
 def native_bfloat16(device: torch.device) -> bool:
