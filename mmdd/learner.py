@@ -206,7 +206,7 @@ def _reseeded(seed: int) -> Iterator[None]:
 
 @functools.cache
 def can_compile() -> bool:
-    """True when ``torch.compile`` works here: tried on one line, as a compiler alone is no proof."""
+    """True when ``torch.compile`` works here: tried, since a compiler alone is no proof."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
