@@ -104,12 +104,16 @@ class Distilled:
 
     def _report(self, judge: Judge, table: Table) -> dict[str, Any]:
         task = self.parts.task
+        protocol = judge.protocol.model_dump()
+        if self.results.get("protocol") == protocol:
+            # other encoders under the same protocol: one table
+            table = {**self.results["results"], **table}
         return {
             "metric": task.metric,
             "direction": task.direction,
             "selection": judge.protocol.selection,
             "kept": self.recipe.run.keep,
-            "protocol": judge.protocol.model_dump(),
+            "protocol": protocol,
             "budget": self.budget,
             "results": table,
             "seconds": self.run["seconds"],

@@ -132,7 +132,9 @@ def evaluate(
         folder,
     )
     _record(done)
-    _print_json(report) if json_ else _print_table(done)
+    asked = names or [done.recipe.learner.encoder, *done.recipe.evaluate.encoders]
+    report = {**report, "results": {name: report["results"][name] for name in asked}}
+    _print_json(report) if json_ else _print_table(report)
 
 
 @app.command()
@@ -232,7 +234,7 @@ def _judge_and_tell(done: Distilled, progress: Any, evaluate: bool, json_: bool)
     if json_:
         _print_json(done.results or {"budget": done.budget, "seconds": done.run["seconds"]})
         return
-    _print_table(done)
+    _print_table(done.results)
     typer.echo(f"\nThe set lies in {folder} (look at {folder / 'picture.png'}).")
     typer.echo("Next:")
     typer.echo(f"  mmdd show {folder}")
@@ -248,11 +250,11 @@ def _record(done: Distilled) -> None:
         artifact.update_results(done.folder, done.results)
 
 
-def _print_table(done: Distilled) -> None:
+def _print_table(report: dict[str, Any]) -> None:
     from mmdd.tables import show_results
 
-    if done.results:
-        show_results(done.results)
+    if report:
+        show_results(report)
 
 
 def _print_json(value: Any) -> None:

@@ -68,6 +68,9 @@ def test_evaluate_json_is_one_object(finished):
         assert {"synthetic", "random", "herding"} <= set(rows)
         assert rows["synthetic"]["n"] == 2
         assert 0 <= rows["synthetic"]["mean"] <= 1
+    # what was scored before stays in the set's own record
+    kept = json.loads((folder / "mmdd.json").read_text())["results"]["results"]
+    assert set(kept) == {"mlp", "convnet"}
     assert report["seconds"] > 0
     assert report["peak_memory_mb"] > 0
 
