@@ -353,7 +353,8 @@ def _to_imagefolder(found: Artifact, folder: Path, made: Path) -> None:
         soft = {"soft_labels": torch.tensor(table["soft_label"][:])}
         files.save_tensors(made / "soft_labels.safetensors", soft, {"files": json.dumps(order)})
     # says where the items are, since a class may be called "test"
-    shown = {**found.manifest, "files": {}, "data": {"path": "train/**"}}
+    listed = {PARQUET: found.manifest["files"][PARQUET]}
+    shown = {**found.manifest, "files": listed, "data": {"path": "train/**"}}
     (made / CARD).write_bytes(_card_bytes(shown))
 
 
