@@ -42,8 +42,9 @@ def accuracy() -> str:
     lines += [
         "",
         f"Test accuracy in %, {first['learners']} fresh learners, `{first['protocol']}`, last"
-        " epoch of the last iterate. All columns of a row share the protocol, but full data, which is trained"
-        " by a recipe fit for it. `python benchmarks/accuracy.py` repeats and extends the table"
+        " epoch of the last iterate. All columns of a row share the protocol, but full data, which"
+        " is trained by a recipe fit for it. `python benchmarks/accuracy.py` repeats and extends"
+        " the table"
         " ([`accuracy.csv`](benchmarks/results/accuracy.csv)).",
     ]
     return "\n".join(lines)
@@ -58,7 +59,8 @@ def speed() -> str:
     return (
         f"A DM step ({row['data']}, 10 per class, width {row['width']}, 256 real images per class,"
         f" DSA) takes {float(row['seconds_per_step']):.2f} s on {row['cores']} cores,"
-        f" **{row['ratio_median']} times** as fast as a plainly written float32 loop over classes timed in turn with it"
+        f" **{row['ratio_median']} times** as fast as a plainly written float32 loop over classes"
+        " timed in turn with it"
         f" (`benchmarks/dm_step.py`; the arithmetic limit is {row['limit_bfloat16_s']} s)."
     )
 
