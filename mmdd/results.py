@@ -182,11 +182,3 @@ def _store(path: Path, found: dict[str, Any]) -> None:
     except OSError:
         # a cache that cannot be written costs time, never a result
         return
-
-
-def describe_protocol(protocol: Protocol) -> str:
-    """One line for a table's caption."""
-    return (
-        f"{protocol.name}: {protocol.epochs} epochs, {protocol.optimiser} {protocol.lr:g},"
-        f" {'DSA' if protocol.augment else 'no'} augmentation, {protocol.selection} epoch"
-    )

@@ -411,13 +411,23 @@ def test_bounds_hold_after_every_step():
     run = case.distiller(build("distribution", {}), rates={"inputs": Leaf(lr=5.0)})
     bounded = Direct(noise(6, 6), bounds=(low, high))
     run.synthetic.representation.load_state_dict(bounded.state_dict())
-    run.synthetic.representation._low, run.synthetic.representation._high = low, high
+    run.synthetic.representation._bound(low, high)
     run.step()
     values = run.synthetic.leaves()["inputs"].detach()
     assert (values >= low).all()
     assert (values <= high).all()
     # bounds are the data's, not the set's: they cost nothing
     assert SyntheticSet(bounded, HardLabels(labels(6)), labels(6), 3).nbytes == case.nbytes
+
+
+def test_every_field_has_its_own_bounds():
+    values = {"image": 9 * noise(4, 6), "text": 9 * noise(4, 3)}
+    low, high = {"image": torch.tensor(-1.0)}, {"image": torch.tensor(2.0)}
+    pairs = Direct(values, bounds=(low, high))
+    pairs.constrain_()
+    decoded = pairs.decode(None)
+    assert torch.equal(decoded["image"], values["image"].clamp(-1, 2))
+    assert torch.equal(decoded["text"], values["text"])
 
 
 @pytest.mark.parametrize("options", VARIANTS["distribution"].values(), ids=VARIANTS["distribution"])
