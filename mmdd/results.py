@@ -20,7 +20,6 @@ from mmdd.evaluate import Scores, Trainer, score
 from mmdd.files import write_json
 from mmdd.modality import Splits
 from mmdd.progress import Progress
-from mmdd.recipe import Protocol
 from mmdd.rng import generator
 from mmdd.synthetic import SyntheticSet
 
