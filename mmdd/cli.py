@@ -217,12 +217,14 @@ def _require_folder(folder: Path) -> None:
 
 
 def _interruptible(work: Callable[[], Any], folder: Path) -> Any:
-    from mmdd.run import Interrupted
+    from mmdd.run import RECIPE, Interrupted
 
     try:
         return work()
     except (Interrupted, KeyboardInterrupt):
-        typer.echo(f"\nStopped. Continue with: mmdd resume {folder}", err=True)
+        begun = (folder / RECIPE).exists()
+        how = f"Continue with: mmdd resume {folder}" if begun else "Nothing was written yet."
+        typer.echo(f"\nStopped. {how}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -270,6 +272,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except UserError as error:
         print(f"mmdd: {error}", file=sys.stderr)
         sys.exit(2)

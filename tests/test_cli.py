@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -191,3 +192,27 @@ def test_readme_commands_are_the_ones_the_gate_runs():
         " && .venv/bin/pytest",
     ):
         assert line in readme
+
+
+def test_ctrl_c_says_how_to_go_on_and_resume_finishes(tmp_path):
+    folder = tmp_path / "run"
+    words = ["distill", "digits", "--out", str(folder), *TINY, "--no-evaluate"]
+    words[words.index("--steps") + 1] = "100000"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "mmdd.cli", *words, "run.checkpoint_seconds=0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "state" / "checkpoint.safetensors").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 130, err
+    assert f"mmdd resume {folder}" in err
+    assert "Traceback" not in err
+    # an unfinished run says so wherever a finished one is asked for
+    code, _, err = mmdd("show", folder)
+    assert code == 2
+    assert "mmdd resume" in err
