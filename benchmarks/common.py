@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mmdd.artifact import commit
+from mmdd.provenance import commit
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("MMDD_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -1,6 +1,5 @@
 """A finished set on disk: one folder that is read with or without this package.
 
-::
 
     mmdd.json                                the manifest; written last, it makes the set valid
     synthetic.safetensors                    the exact tensors
@@ -30,8 +29,9 @@ import torch
 from torch import Tensor
 
 from mmdd import files
-from mmdd.card import MARK, card, commit, versions
+from mmdd.card import MARK, card
 from mmdd.errors import UserError, unknown_name
+from mmdd.provenance import commit, versions
 from mmdd.trees import tree_bytes
 
 FORMAT, FORMAT_VERSION = "mmdd", 1

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+import mmdd
 from mmdd import artifact, card, files
 from mmdd.errors import UserError
 from mmdd.modality import DataInfo
@@ -197,7 +198,7 @@ def test_no_commit_is_no_failure(tmp_path, monkeypatch, why):
     package.mkdir()
     name = "other" if why == "another project" else "mmdd"
     (tmp_path / "pyproject.toml").write_text(f'[project]\nname = "{name}"\n')
-    monkeypatch.setattr(card.mmdd, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(mmdd, "__file__", str(package / "__init__.py"))
     if why == "no git":
         monkeypatch.setenv("PATH", str(tmp_path))
     assert artifact.commit() is None
