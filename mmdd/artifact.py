@@ -1,6 +1,5 @@
 """A finished set on disk: one folder that is read with or without this package.
 
-
     mmdd.json                                the manifest; written last, it makes the set valid
     synthetic.safetensors                    the exact tensors
     data/train-00000-of-00001.parquet        what ``datasets.load_dataset(folder)`` reads
