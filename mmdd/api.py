@@ -282,7 +282,9 @@ def load(folder: str | Path) -> Distilled:
     found = artifact.load(Path(folder))
     recipe = validate(found.manifest["recipe"], str(Path(folder) / artifact.MANIFEST))
     info = DataInfo(**{k: _tuples(v) for k, v in found.manifest["info"].items()})
-    parts = build.parts(recipe, info, machine.device("cpu"))
+    # a set that was made on a GPU is read everywhere
+    device = machine.device("cpu" if recipe.run.device == "cpu" else "auto")
+    parts = build.parts(recipe, info, device)
     return Distilled(
         parts,
         build.restore(parts, found.tensors),

@@ -21,7 +21,7 @@ import yaml
 from mmdd import build, machine
 from mmdd.distiller import Distiller
 from mmdd.errors import NonFiniteError, UserError
-from mmdd.evaluate import score
+from mmdd.evaluate import Trainer, score
 from mmdd.files import load_tree, require_writable, save_tree, write_atomic
 from mmdd.modality import Splits
 from mmdd.progress import Progress
@@ -70,6 +70,7 @@ class Run:
         self.best_score: float | None = None
         self._saved = time.monotonic()
         self._timed: list[float] = []
+        self._trainer: Trainer | None = None
 
     # -- starting and continuing -----------------------------------------------------------------
 
@@ -170,10 +171,14 @@ class Run:
                 hint="Set data.validation to a share above 0.",
             )
         batch = detached(self.distiller.synthetic)
-        protocol = PROTOCOLS["quick"]
-        learner = self.parts.learner(3.0 * protocol.epochs * len(batch))
-        trained = self.parts.trainer(learner, protocol, None).train([batch], "during")
-        value = score(learner, trained[0], validation)
+        if self._trainer is None:
+            # kept: every new learner would be compiled anew
+            protocol = PROTOCOLS["quick"]
+            checks = max(1, self.steps // self.recipe.evaluate.every)
+            learner = self.parts.learner(3.0 * protocol.epochs * len(batch) * checks)
+            self._trainer = self.parts.trainer(learner, protocol, None)
+        trained = self._trainer.train([batch], "during")
+        value = score(self._trainer.learner, trained[0], validation)
         if is_better(self.parts.task, value, self.best_score):
             self.best_score = value
             self.best = {
