@@ -19,8 +19,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,6 +29,7 @@ from torch import Tensor
 from mmdd import files
 from mmdd.card import MARK, card
 from mmdd.errors import UserError, unknown_name
+from mmdd.parquet import Columns, read_parquet, write_parquet
 from mmdd.provenance import commit, versions
 from mmdd.trees import tree_bytes
 
@@ -41,16 +41,14 @@ CARD = "README.md"
 PICTURE = "picture.png"
 CHECKPOINT = "state/checkpoint.safetensors"
 
-Columns = tuple[dict[str, list[Any]], Mapping[str, Any]]
-"""Columns of the parquet file and their ``datasets`` features."""
-
 
 @dataclasses.dataclass
 class Artifact:
-    """What `load` returns: the exact tensors by name, and the manifest."""
+    """What `load` returns: the exact tensors by name, the manifest, and ``DataInfo.tensors``."""
 
     tensors: dict[str, Tensor]
     manifest: dict[str, Any]
+    info_tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 def save(
@@ -60,6 +58,7 @@ def save(
     manifest: Mapping[str, Any],
     columns: Columns | None = None,
     picture: Callable[[Path], None] | None = None,
+    info_tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a finished set into `folder`, in place of the one that may be there.
 
@@ -70,6 +69,9 @@ def save(
         tensors and data (features, examples, bytes) are filled in.
     columns: what plain ``datasets`` shall read (values: files would not be copied in).
     picture: draws a PNG to the path it is given.
+    info_tensors: ``DataInfo.tensors``, which describe the space of the data. They stand in the same
+        file under names of their own; the manifest lists them and their bytes apart from the
+        set's budget.
 
     Everything is first written aside, so that an error leaves the folder as it was. The files then
     take their places between the removal of the old manifest and the arrival of the new one: after
@@ -77,11 +79,17 @@ def save(
     """
     folder = Path(folder)
     require_place(folder)
-    files.require_writable(folder, 3 * tree_bytes(dict(tensors)) + 2**20)
+    manifest, beside = dict(manifest), dict(info_tensors or {})
+    assert not beside.keys() & tensors.keys(), "the set and its space name the same tensors"
+    manifest.pop("info_tensors", None)
+    if beside:
+        manifest["info_tensors"] = {"names": sorted(beside), "bytes": tree_bytes(beside)}
+    tensors = {**tensors, **beside}
+    files.require_writable(folder, 3 * tree_bytes(tensors) + 2**20)
     aside = files.temporary_beside(folder / "saving")
     try:
         aside.mkdir()
-        _write_aside(aside, tensors, dict(manifest), columns, picture)
+        _write_aside(aside, tensors, manifest, columns, picture)
         _take_places(aside, folder)
     finally:
         files.remove(aside)
@@ -110,7 +118,7 @@ def _write_aside(
     files.save_tensors(aside / TENSORS, tensors, {"format": "pt"})
     names = [TENSORS]
     if columns is not None:
-        manifest["data"] = _write_parquet(aside / PARQUET, columns)
+        manifest["data"] = write_parquet(aside / PARQUET, columns)
         names.append(PARQUET)
     if picture is not None:
         picture(aside / PICTURE)
@@ -128,31 +136,6 @@ def _write_aside(
     files.write_json(aside / MANIFEST, manifest)
     for name in (*names, CARD):
         files.sync(aside / name)
-
-
-def _write_parquet(path: Path, columns: Columns) -> dict[str, Any]:
-    import datasets
-
-    values, features = columns
-    path.parent.mkdir(parents=True)
-    with _quiet():
-        made = datasets.Dataset.from_dict(values, features=datasets.Features(features))
-        size = made.to_parquet(str(path))
-    return {"features": made.features.to_dict(), "examples": len(made), "bytes": int(size)}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep ``datasets`` from drawing progress bars, as long as this lasts."""
-    import datasets
-
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def _take_places(aside: Path, folder: Path) -> None:
@@ -217,7 +200,11 @@ def load(folder: str | Path) -> Artifact:
     found = {name: _kind_of(tensor) for name, tensor in tensors.items()}
     if found != manifest["tensors"]:
         raise _altered(folder / TENSORS, "other tensors than the manifest lists")
-    return Artifact(tensors, manifest)
+    beside = set(manifest.get("info_tensors", {}).get("names", []))
+    if not beside <= tensors.keys():
+        raise _altered(folder / MANIFEST, f"names of tensors that are not there: {sorted(beside)}")
+    own = {name: tensor for name, tensor in tensors.items() if name not in beside}
+    return Artifact(own, manifest, {name: tensors[name] for name in sorted(beside)})
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -282,7 +269,9 @@ def export(folder: str | Path, to: str, out: str | Path) -> bool:
     ``parquet``: a folder for ``datasets.load_dataset``. ``imagefolder``: ``train/CLASS/00001.png``
     (readers number classes by sorted name; ``classes.json`` has the set's own numbers).
     ``safetensors``: one file with the normalised ``inputs``, the ``targets``, and JSON about them
-    in its metadata; `out` is that file if it ends in .safetensors, else a folder to hold it.
+    in its metadata; `out` is that file if it ends in .safetensors, else a folder to hold it. What
+    describes their space goes with them (``whiten.*``: flattened inputs times ``whiten.inverse``
+    plus ``whiten.mean`` are the items before they were whitened).
 
     Returns False, and writes nothing, if `out` already is exactly this export. Raises `UserError`
     if `out` holds anything else, or if the set cannot take this form.
@@ -321,6 +310,7 @@ def _to_safetensors(found: Artifact, folder: Path, made: Path) -> None:
         )
     if "labels.targets" in found.tensors:
         tensors["targets"] = found.tensors["labels.targets"]
+    tensors |= found.info_tensors
     info = found.manifest.get("info", {})
     about = {k: info.get(k) for k in ("source", "names", "normalisation", "shape", "fingerprint")}
     place = made / "distilled.safetensors" if made.is_dir() else made
@@ -335,7 +325,7 @@ def _to_parquet(found: Artifact, folder: Path, made: Path) -> None:
 
 
 def _to_imagefolder(found: Artifact, folder: Path, made: Path) -> None:
-    table = _read_parquet(folder / PARQUET)
+    table = read_parquet(folder / PARQUET)
     image, label = _column(table, "Image"), _column(table, "ClassLabel")
     names = table.features[label].names
     folders, counts = files.safe_names(names), [0] * len(names)
@@ -355,19 +345,6 @@ def _to_imagefolder(found: Artifact, folder: Path, made: Path) -> None:
     listed = {PARQUET: found.manifest["files"][PARQUET]}
     shown = {**found.manifest, "files": listed, "data": {"path": "train/**"}}
     (made / CARD).write_bytes(_card_bytes(shown))
-
-
-def _read_parquet(path: Path) -> Any:
-    """Return the ``datasets.Dataset`` of a file, in memory, images as encoded bytes."""
-    import datasets
-    from pyarrow.parquet import ParquetFile
-
-    # not load_dataset, which copies into the user's cache
-    table = datasets.Dataset(datasets.table.InMemoryTable(ParquetFile(path).read()))
-    for name, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, datasets.Image(decode=False))
-    return table
 
 
 def _column(table: Any, kind: str) -> str:

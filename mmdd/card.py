@@ -336,9 +336,25 @@ def _exactness(manifest: Mapping[str, Any]) -> str:
             " `synthetic.safetensors`; `mmdd.load(folder)` reads them, with all that belongs to"
             " them from `mmdd.json`."
         )
+        parts += _beside(manifest)
     elif parts:
         parts.append("The scores above are of the exact floating-point tensors.")
     return "## Exactness\n\n" + " ".join(parts) if parts else ""
+
+
+def _beside(manifest: Mapping[str, Any]) -> list[str]:
+    """What stands in the file of the tensors and belongs to the space of the data."""
+    beside = _part(manifest, "info_tensors")
+    names = [str(name) for name in beside.get("names") or ()]
+    if not names:
+        return []
+    size = f" ({beside['bytes']:,} bytes)" if isinstance(beside.get("bytes"), int) else ""
+    said = f"Beside them are {', '.join(f'`{name}`' for name in names)}{size}, which describe the"
+    said += " space of the real data and are no part of the budget."
+    if "whiten.inverse" in names:
+        said += " Flattened inputs times `whiten.inverse` plus `whiten.mean` are the normalised"
+        said += " items before they were whitened."
+    return [said]
 
 
 def _repeating(manifest: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@dataclasses.dataclass(frozen=True)
+Mixer = Callable[[Tree, Tree, torch.Generator], tuple[Tree, float]]
+"""Mixes the items of a batch with those of another of the same shapes, item by item, while a
+learner is trained: ``(inputs, partner, generator)`` gives the mixed inputs and the share of the
+first ones in them, by which the two losses are weighted. The generator is on the CPU."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class DataInfo:
     """Facts of an opened set that outlive it: they are stored in the artifact.
 
@@ -33,6 +39,9 @@ class DataInfo:
     columns: the column that gives each field, e.g. ``{"image": "img", "label": "fine_label"}``.
     sizes: items per split.
     notes: what was decided on the way, in sentences to print once.
+    tensors: what of `prepare` is too large for `normalisation`, on the CPU, e.g. the matrices that
+        whiten items and undo it. The artifact stores them beside the set; they describe the space
+        and do not count as the set's bytes.
     """
 
     modality: str
@@ -46,10 +55,23 @@ class DataInfo:
     columns: Mapping[str, str]
     sizes: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return dataclasses.asdict(self)
+        """Plain JSON values: everything but `tensors`."""
+        facts = dataclasses.asdict(dataclasses.replace(self, tensors={}))
+        del facts["tensors"]
+        return facts
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all facts, and the tensors to the bit."""
+        if not isinstance(other, DataInfo):
+            return NotImplemented
+        return (
+            self.as_dict() == other.as_dict()
+            and self.tensors.keys() == other.tensors.keys()
+            and all(torch.equal(own, other.tensors[name]) for name, own in self.tensors.items())
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +107,8 @@ class Modality(Protocol):
     """One folder of ``modalities/``: how items are read, encoded, augmented and shown."""
 
     name: str
+    mixers: Mapping[str, Mixer]
+    """Ways to mix two batches in a protocol's training, by name; empty where none makes sense."""
 
     def open(self, source: Any, options: Any, device: torch.device) -> Splits:
         """Open a source that the user named or handed over."""
@@ -102,7 +126,7 @@ class Modality(Protocol):
         """`count` items of standard noise in the learner's input space."""
 
     def bounds(self, info: DataInfo) -> Tree | None:
-        """Lowest and highest valid value of every input field, or None."""
+        """Lowest and highest valid value of every input field, or None where there is no box."""
 
     def to_columns(
         self, inputs: Tree, targets: Tree, info: DataInfo

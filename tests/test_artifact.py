@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import mmdd
-from mmdd import artifact, card, files
+from mmdd import artifact, card, files, parquet
 from mmdd.errors import UserError
 from mmdd.modality import DataInfo
 
@@ -398,7 +398,7 @@ def test_an_error_while_writing_leaves_the_old_set(folder, monkeypatch, at):
 
     targets = {
         "tensors": (files, "save_tensors"),
-        "parquet": (artifact, "_write_parquet"),
+        "parquet": (artifact, "write_parquet"),
         "card": (artifact, "card"),
         "manifest": (files, "write_json"),
         "full disk": (os, "fsync"),
@@ -463,7 +463,7 @@ def test_export_to_imagefolder_is_read_by_datasets_and_torchvision(folder, tmp_p
     assert artifact.export(folder, "imagefolder", out)
     assert (out / "train" / "T-shirt_top" / "00002.png").is_file()
     pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 5), dtype=np.uint8)
-    with artifact._quiet():
+    with parquet.quiet():
         found = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
     assert set(found) == {"train"}  # though a class is called "test"
     train = found["train"]

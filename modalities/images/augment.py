@@ -26,7 +26,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PARAMS_PER_DRAW = 4
+from mmdd.errors import UserError
+
+PARAMS_PER_DRAW = {"one": 4, "all": 8}
+"""Uniforms of one draw by mode, beside the one that picks the op."""
+
+RUN_VALUES = 2**16  # shorter runs of one op cost more in calls than sorting the batch by op
+GEOMETRIC = ("crop", "scale", "rotate")
+COLUMNS = {"color": slice(0, 3), "flip": slice(3, 4), "cutout": slice(4, 6)}
+"""Which uniforms an op that is always applied reads; the picked op reads those from 6 on."""
 
 
 @dataclass(frozen=True, eq=False)  # eq: comparing tensors gives tensors, not a bool
@@ -34,8 +42,9 @@ class Draw:
     """K independent draws, held on the CPU; raw uniforms, so that they fit images of any size.
 
     Attributes:
-        ops: ``[K]`` int64, index into the strategy's list of ops.
-        params: ``[K, 4]`` float32, uniform in [0, 1); each op reads the columns it needs.
+        ops: ``[K]`` int64, index into the ops that one is picked from.
+        params: ``[K, 4]`` float32, or ``[K, 8]`` in the mode "all", uniform in [0, 1); each op
+            reads the columns it needs.
     """
 
     ops: Tensor
@@ -81,9 +90,9 @@ class Strengths:
                 )
 
 
-def _error(what: str, got: object, expected: str, hint: str) -> ValueError:
-    """Make a user error in the package's one form: what is wrong, got, expected, hint."""
-    return ValueError(f"{what}: got {got!r}, expected {expected}; hint: {hint}")
+def _error(what: str, got: object, expected: str, hint: str) -> UserError:
+    """Make a user error in one line: what is wrong, got, expected, hint."""
+    return UserError(f"{what}: got {got!r}, expected {expected}; hint: {hint}")
 
 
 def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
@@ -111,13 +120,13 @@ def _integers(u: Tensor, count: int) -> Tensor:
 
 
 def _color(x: Tensor, u: Tensor, strengths: Strengths) -> Tensor:
-    """Brightness, then saturation, then contrast."""
+    """Brightness, then saturation, then contrast; in place after the first sum, which is new."""
     x = x + _per_item((u[:, 0] - 0.5) * strengths.brightness, x)
     if x.shape[1] > 1:  # one channel is its own grey value: saturation would change nothing
         grey = x.mean(dim=1, keepdim=True)
-        x = (x - grey) * _per_item(u[:, 1] * strengths.saturation, x) + grey
+        x = x.sub_(grey).mul_(_per_item(u[:, 1] * strengths.saturation, x)).add_(grey)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
-    return (x - mean) * _per_item(u[:, 2] + strengths.contrast, x) + mean
+    return x.sub_(mean).mul_(_per_item(u[:, 2] + strengths.contrast, x)).add_(mean)
 
 
 def _flip(x: Tensor, u: Tensor, strengths: Strengths) -> Tensor:
@@ -150,7 +159,7 @@ def _crop(x: Tensor, u: Tensor, strengths: Strengths) -> Tensor:
     index = (row[:, :, None] * width + col[:, None, :]).view(-1, 1, height * width)
     moved = x.flatten(2).gather(2, index.expand(-1, x.shape[1], -1)).view(x.shape)
     inside = row_inside[:, :, None] & col_inside[:, None, :]
-    return moved.masked_fill(~inside[:, None], 0.0)
+    return moved.masked_fill_(~inside[:, None], 0.0)
 
 
 def _window(u: Tensor, side: int, ratio: float, device: torch.device) -> Tensor:
@@ -227,16 +236,33 @@ def _strengths(ratios: Strengths | Mapping[str, float] | None) -> Strengths:
     return replace(Strengths(), **(ratios or {}))
 
 
-class DSA:
-    """Differentiable siamese augmentation (Zhao & Bilen 2021, their mode 'S').
+def _runs(x: Tensor, ops: Tensor) -> list[int]:
+    """Sizes of the pieces in which a batch is worked on: where the op changes, or the whole.
 
-    Each draw picks one op uniformly from the strategy. "color" is one op, which applies
-    brightness, saturation and contrast one after another.
+    Batches come class by class, and a class shares its op. On a CPU such a run stays in the cache
+    from one op to the next, and nothing need be sorted; a GPU is faster with few, large calls.
+    """
+    sizes: list[int] = torch.unique_consecutive(ops, return_counts=True)[1].tolist()
+    long = x.numel() >= RUN_VALUES * len(sizes)
+    return sizes if long and x.device.type == "cpu" else [len(ops)]
+
+
+class DSA:
+    """Differentiable siamese augmentation.
+
+    In the mode "one" (Zhao & Bilen 2021, their mode 'S') each draw picks one op uniformly from the
+    strategy. "color" is one op, which applies brightness, saturation and contrast one after
+    another. In the mode "all" (Kim et al. 2022, IDC, "Dataset Condensation via Efficient
+    Synthetic-Data Parameterization") colour, flip and cutout are applied to every image where the
+    strategy names them, with parameters of their own, and one of its geometric ops (crop, scale,
+    rotate) is picked; the order is colour, geometric op, flip, cutout. IDC flips first, which is
+    the same in distribution: every geometric op is as likely as its mirror image.
 
     Args:
         strategy: op names, in a sequence or joined by underscores as the field writes them;
             "none" or nothing is the identity. A name given twice is picked twice as often.
         ratios: strengths that replace the defaults, by name or as a whole.
+        mode: "one" or "all".
     """
 
     def __init__(
@@ -244,20 +270,25 @@ class DSA:
         strategy: str | Sequence[str] = ("color", "crop", "cutout", "flip", "scale", "rotate"),
         *,
         ratios: Strengths | Mapping[str, float] | None = None,
+        mode: str = "one",
     ) -> None:
+        _check_names("mode", (mode,), tuple(PARAMS_PER_DRAW))
         self.names = _parse(strategy)
         self.strengths = _strengths(ratios)
+        self.mode = mode
+        every = mode == "one"
+        self.choices = tuple(name for name in self.names if every or name in GEOMETRIC)
 
     def draw(self, count: int, generator: torch.Generator, *, shared_op: bool = False) -> Draw:
         """Make ``count`` draws from a CPU generator.
 
-        Takes 5 values per draw from the generator whatever the strategy and the ops picked, so
-        that changing the augmentation leaves the rest of a seeded run as it was.
+        Takes 5 values per draw from the generator (9 in the mode "all") whatever the strategy and
+        the ops picked, so that changing the strategy leaves the rest of a seeded run as it was.
 
         Args:
             count: number of draws K.
             generator: source of every random number; on the CPU.
-            shared_op: use one op for all the draws, with parameters of their own.
+            shared_op: pick one op for all the draws, with parameters of their own.
         """
         if count < 0:
             raise _error("number of draws", count, "0 or more", "give the number of groups")
@@ -265,8 +296,9 @@ class DSA:
             raise _error(
                 "generator", str(generator.device), "a CPU generator", "draws are made on the CPU"
             )
-        values = torch.rand(count, 1 + PARAMS_PER_DRAW, generator=generator, dtype=torch.float32)
-        ops = _integers(values[:, 0].double(), len(self.names))
+        width = 1 + PARAMS_PER_DRAW[self.mode]
+        values = torch.rand(count, width, generator=generator, dtype=torch.float32)
+        ops = _integers(values[:, 0].double(), len(self.choices))
         if shared_op:
             ops = ops[:1].repeat(count)
         return Draw(ops=ops, params=values[:, 1:].contiguous())
@@ -276,7 +308,7 @@ class DSA:
 
         Args:
             x: images ``[n, C, H, W]``, floating point; never changed.
-            draw: K draws of a DSA with the same strategy.
+            draw: K draws of a DSA with the same strategy and mode.
             rows: ``[n]`` int64, the draw each image uses (best on the CPU: it is read there).
                 None: K equals n, and image i uses draw i.
 
@@ -289,20 +321,33 @@ class DSA:
         ops, u = draw.ops.cpu()[rows], draw.params.cpu().double()[rows]
         # Half precision is too coarse for sampling positions: work in float32, round once.
         work = x.float() if x.dtype.itemsize < 4 else x
-        return self._by_op(work, ops, u).to(x.dtype)
+        apply = self._by_op if self.mode == "one" else self._all
+        sizes = _runs(work, ops)
+        parts = zip(*(each.split_with_sizes(sizes) for each in (work, ops, u)), strict=True)
+        done = [apply(*part) for part in parts]
+        return (torch.cat(done) if len(done) > 1 else done[0]).to(x.dtype)
+
+    def _all(self, x: Tensor, ops: Tensor, u: Tensor) -> Tensor:
+        """Run colour, the picked geometric op, flip and cutout on the images ``[n, C, H, W]``."""
+        for step in ("color", "geometric", "flip", "cutout"):
+            if step in self.names:
+                x = _OPS[step](x, u[:, COLUMNS[step]], self.strengths)
+            elif step == "geometric" and self.choices:
+                x = self._by_op(x, ops, u[:, 6:])
+        return x
 
     def _by_op(self, x: Tensor, ops: Tensor, u: Tensor) -> Tensor:
         """Run each op once, on all the images ``[n, C, H, W]`` whose ``ops`` ``[n]`` it is."""
         order = ops.argsort(stable=True)
         used, sizes = torch.unique_consecutive(ops[order], return_counts=True)
         if len(used) == 1:
-            return _OPS[self.names[int(used)]](x, u, self.strengths)
+            return _OPS[self.choices[int(used)]](x, u, self.strengths)
         # Sort, split, join, sort back: the backward pass then costs two gathers in all, where
         # selecting op by op would add up a full-size gradient for each op.
         images = x.index_select(0, order.to(x.device)).split_with_sizes(sizes.tolist())
         params = u[order].split_with_sizes(sizes.tolist())
         parts = [
-            _OPS[self.names[op]](part, own, self.strengths)
+            _OPS[self.choices[op]](part, own, self.strengths)
             for op, part, own in zip(used.tolist(), images, params, strict=True)
         ]
         return torch.cat(parts).index_select(0, order.argsort().to(x.device))
@@ -313,10 +358,13 @@ class DSA:
         if x.dim() != 4 or not x.dtype.is_floating_point:
             got = f"{x.dtype} {list(x.shape)}"
             raise _error("images", got, "floating point [n, C, H, W]", "convert and normalise")
-        if self.names and count and int(draw.ops.max()) >= len(self.names):
+        hint = "apply a draw with the strategy and mode that made it"
+        if draw.params.shape[1:] != (PARAMS_PER_DRAW[self.mode],):
+            expected = f"{PARAMS_PER_DRAW[self.mode]} for each"
+            raise _error("parameters of the draw", list(draw.params.shape), expected, hint)
+        if self.names and count and int(draw.ops.max()) >= max(1, len(self.choices)):
             got = f"op {int(draw.ops.max())}"
-            hint = "apply a draw with the strategy that made it"
-            raise _error("draw", got, f"an op below {len(self.names)}", hint)
+            raise _error("draw", got, f"an op below {len(self.choices)}", hint)
         if rows is None:
             rows = torch.arange(count)
         if rows.shape != x.shape[:1] or rows.dtype != torch.int64:

@@ -18,11 +18,13 @@ import torch
 from mmdd.errors import UserError
 from mmdd.modalities.images.arrays import require_finite
 from mmdd.modalities.images.decode import Array, Geometry, Tally, choose_geometry
-from mmdd.modalities.images.normalise import Moments, Normalise
+from mmdd.modalities.images.normalise import Normalise
 from mmdd.modalities.images.options import ImageData
 from mmdd.modalities.images.parts import Parts, keep_trained, make_parts
 from mmdd.modalities.images.pixels import ImageReader, Pixels, read_all
 from mmdd.modalities.images.sources import open_source
+from mmdd.modalities.images.space import MOST_WHITENED, Measures, Space, at_random
+from mmdd.modalities.images.whiten import require_small
 from mmdd.modality import DataInfo, Splits
 from mmdd.progress import for_terminal
 from mmdd.real import RealData, ResidentData
@@ -31,7 +33,7 @@ from mmdd.streamed import StreamedData, WorkerPool
 __all__ = ["Normalise", "open_images"]
 
 SAMPLE_HEADERS = 1000  # images whose size and colours are looked at
-SAMPLE_DISK = 10_000  # images of a disk set that are measured and checked
+SAMPLE_DISK = 10_000  # images of a disk set that are measured (unless whitened) and checked
 SAMPLE_BYTES = 2**26  # decoded at once while a disk set is measured
 MANY = 20_000  # images whose decoding deserves a bar
 MOST_WORKERS = 8
@@ -78,8 +80,8 @@ def open_images(source: Any, options: ImageData, device: torch.device | str = "c
         `options.source`.
     options: how to read it.
     device: where batches are delivered, [n, C, H, W] float32, normalised by the measured mean and
-        std of the training part. Sources of floats keep their range; other pixels are [0, 1]
-        before they are normalised.
+        std of the training part, and whitened if so chosen. Sources of floats keep their range;
+        other pixels are [0, 1] before they are normalised.
 
     Errors
     ------
@@ -91,11 +93,13 @@ def open_images(source: Any, options: ImageData, device: torch.device | str = "c
     opened = open_source(source, options)
     parts, names, notes = make_parts(opened, options)
     opening = _prepare(parts, names, notes, options)
+    if options.whiten == "zca":
+        require_small(opening.geometry.shape)
     resident = options.store == "device" or (
         options.store == "auto" and opening.nbytes <= options.max_resident_bytes
     )
     build = _resident if resident else _streamed
-    data, normalisation, digest = build(opening, options, torch.device(device))
+    data, space, digest = build(opening, options, torch.device(device))
     opening.notes += _decoding_notes(opening)
     info = DataInfo(
         modality="images",
@@ -105,10 +109,11 @@ def open_images(source: Any, options: ImageData, device: torch.device | str = "c
         classes=len(opening.names),
         names=opening.names,
         fingerprint=digest,
-        normalisation=normalisation,
+        normalisation=space.normalisation,
         columns=dict(opened.columns),
         sizes={role: len(data.get(role, ())) for role in ("train", "validation", "test")},
         notes=tuple(opening.notes),
+        tensors=space.tensors,
     )
     return Splits(data["train"], data.get("validation"), data.get("test"), info)
 
@@ -135,8 +140,8 @@ def _spread(count: int, most: int) -> Array:
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
-Built = tuple[dict[str, RealData], dict[str, Any], str]
-"""The parts as data, the normalisation, and the fingerprint."""
+Built = tuple[dict[str, RealData], Space, str]
+"""The parts as data, the space of their inputs, and the fingerprint."""
 
 
 def _resident(opening: Opening, options: ImageData, device: torch.device) -> Built:
@@ -144,18 +149,20 @@ def _resident(opening: Opening, options: ImageData, device: torch.device) -> Bui
     images = {role: _decode(opening, role) for role in opening.parts}
     _require_few_failures(opening, options)
     _drop_untrained(opening, images)
-    moments = Moments(opening.geometry.channels)
-    moments.add(images["train"])
-    prepare, normalisation = _normalisation(opening, moments)
-    digest = _digest(opening, images)
+    measures = Measures(opening.geometry.shape, options, device)
+    quiet = not (measures.takes_long and sys.stderr.isatty())
+    with for_terminal(quiet).task("measuring train images", len(images["train"])) as update:
+        measures.add(images["train"], update)
+    space = measures.space(opening.notes)
+    digest = _digest(opening, images, options)
     data: dict[str, RealData] = {}
     for role in list(images):
         codes = torch.from_numpy(opening.parts[role].codes)
         pixels = torch.from_numpy(images.pop(role))  # so that a GPU's copy is the only one left
         data[role] = ResidentData(
-            pixels, codes, codes, len(opening.names), prepare=prepare, device=device
+            pixels, codes, codes, len(opening.names), prepare=space.prepare, device=device
         )
-    return data, normalisation, digest
+    return data, space, digest
 
 
 def _decode(opening: Opening, role: str) -> Array:
@@ -225,17 +232,14 @@ def _drop_untrained(opening: Opening, images: dict[str, Array]) -> None:
             images[role] = _keep(images[role], places)
 
 
-def _normalisation(opening: Opening, moments: Moments) -> tuple[Normalise, dict[str, Any]]:
-    mean, std, limits = moments.result()
-    if limits != (0.0, 1.0):
-        low, high = limits
-        opening.notes.append(f"pixels lie in {low:.4g}..{high:.4g}: taken as already scaled")
-    return Normalise(mean, std), {"mean": mean, "std": std, "range": list(limits)}
+def _digest(opening: Opening, images: dict[str, Array] | None, options: ImageData) -> str:
+    """Fingerprint shapes, names, labels and pixels; without `images`, rows and what pixels are.
 
-
-def _digest(opening: Opening, images: dict[str, Array] | None) -> str:
-    """Fingerprint shapes, names, labels and pixels; without `images`, rows and what pixels are."""
+    Whitened images are other items, though the pixels are the same.
+    """
     hasher = hashlib.sha256()
+    if options.whiten != "none":
+        hasher.update(repr((options.whiten, options.zca_eps)).encode())
     hasher.update(repr((opening.geometry.shape, str(opening.dtype), opening.names)).encode())
     for role, part in opening.parts.items():
         hasher.update(repr((role, len(part))).encode())
@@ -250,15 +254,15 @@ def _digest(opening: Opening, images: dict[str, Array] | None) -> str:
 
 def _streamed(opening: Opening, options: ImageData, device: torch.device) -> Built:
     """Leave the images where they are; check and measure a sample of them."""
-    moments = Moments(opening.geometry.channels)
-    checked = {role: _check_sample(opening, role, moments) for role in opening.parts}
+    measures = Measures(opening.geometry.shape, options, device)
+    checked = {role: _check_sample(opening, role, measures) for role in opening.parts}
     _require_few_failures(opening, options)
     opening.parts, opening.names = keep_trained(opening.parts, opening.names, opening.notes)
-    prepare, normalisation = _normalisation(opening, moments)
+    space = measures.space(opening.notes)
     splits = list({id(part.pixels): part.pixels for part in opening.parts.values()}.values())
     unit = 255 if opening.dtype == np.uint8 else 1
     total = sum(len(part) for part in opening.parts.values())
-    blank = [mean * unit for mean in normalisation["mean"]]
+    blank = [mean * unit for mean in space.normalisation["mean"]]
     reader = ImageReader(splits, opening.geometry, blank, _allowed(options, total))
     pool = WorkerPool(reader, _workers(splits, options))
     opening.notes.append(_streaming_note(opening, checked["train"], pool.workers))
@@ -268,21 +272,19 @@ def _streamed(opening: Opening, options: ImageData, device: torch.device) -> Bui
         first = reader.offsets[[split is part.pixels for split in splits].index(True)]
         rows = torch.from_numpy(part.rows + first)
         data[role] = StreamedData(
-            pool, codes, codes, len(opening.names), prepare=prepare, device=device, rows=rows
+            pool, codes, codes, len(opening.names), prepare=space.prepare, device=device, rows=rows
         )
-    return data, normalisation, _digest(opening, None)
+    return data, space, _digest(opening, None, options)
 
 
-def _check_sample(opening: Opening, role: str, moments: Moments) -> int:
-    """Decode up to `SAMPLE_DISK` images of a part; return how many.
+def _check_sample(opening: Opening, role: str, measures: Measures) -> int:
+    """Decode up to `SAMPLE_DISK` images of a part, more to whiten by them; return how many.
 
-    The unreadable ones are taken out; those of training enter `moments`.
+    The unreadable ones are taken out; those of training enter `measures`.
     """
     part, shape = opening.parts[role], opening.geometry.shape
-    places = np.arange(len(part))
-    if len(part) > SAMPLE_DISK:
-        places = np.random.default_rng(0).choice(len(part), SAMPLE_DISK, replace=False)
-        places.sort()
+    whitened = role == "train" and measures.covariance is not None
+    places = at_random(len(part), MOST_WHITENED if whitened else SAMPLE_DISK)
     block = max(1, SAMPLE_BYTES // (int(np.prod(shape)) * opening.dtype.itemsize))
     kept = np.ones(len(part), bool)
     quiet = len(places) * int(np.prod(shape)) < SAMPLE_BYTES or not sys.stderr.isatty()
@@ -293,7 +295,7 @@ def _check_sample(opening: Opening, role: str, moments: Moments) -> int:
             kept &= _note_failures(opening, role, tally, some)
             require_finite(images, part.rows[some], f" of {part.split}")
             if role == "train":
-                moments.add(images[kept[some]])
+                measures.add(images[kept[some]])
             update(start + len(some))
     opening.parts[role] = part.take(kept)
     return len(places)

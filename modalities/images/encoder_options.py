@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from mmdd.errors import nearest
 
 Positive = Annotated[int, Field(ge=1)]
 NormKind = Literal["instance", "group", "layer", "batch", "none"]
@@ -74,6 +76,9 @@ class ViT(EncoderOptions):
     mlp_ratio: Annotated[float, Field(gt=0)] = 2.0
 
 
+AUGMENTATION_OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
 class DSA(BaseModel):
     """Differentiable siamese augmentation: one draw for the real and the synthetic batch."""
 
@@ -83,6 +88,26 @@ class DSA(BaseModel):
         "color_crop_cutout_flip_scale_rotate",
         description="operations joined by '_'; leave flip out where mirroring changes the class",
     )
+    mode: Literal["one", "all"] = Field(
+        "one",
+        description="'one': each draw picks one operation (DSA); 'all': colour, flip and cutout "
+        "are all applied, and one of crop, scale and rotate is picked (IDC)",
+    )
+
+    @field_validator("strategy")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        names = [part.strip().lower() for part in value.split("_")]
+        if names in ([""], ["none"]):
+            return value
+        for name in names:
+            if name not in AUGMENTATION_OPS:
+                close = nearest(name, AUGMENTATION_OPS)
+                raise ValueError(
+                    f"unknown operation {name!r}, expected some of {', '.join(AUGMENTATION_OPS)}"
+                    + (f"; did you mean {close!r}?" if close else "")
+                )
+        return value
 
 
 class NoAugmentation(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,22 @@ from mmdd.modalities.images import show
 from mmdd.modalities.images.augment import DSA
 from mmdd.modalities.images.data import open_images
 from mmdd.modalities.images.encoders import ENCODERS
-from mmdd.modality import DataInfo, Splits
+from mmdd.modalities.images.mixing import cutmix
+from mmdd.modalities.images.whiten import is_whitened
+from mmdd.modality import DataInfo, Mixer, Splits
 
 
 class Images:
-    """Inputs are [n, C, H, W] in normalised space: (pixel in [0, 1] - mean) / std per channel."""
+    """Inputs are [n, C, H, W] in normalised space: (pixel in [0, 1] - mean) / std per channel.
+
+    With ``data.whiten: zca`` they are whitened after that, and augmented in whitened space, as MTT
+    does.
+    """
 
     name = "images"
+
+    def __init__(self) -> None:
+        self.mixers: Mapping[str, Mixer] = {"cutmix": cutmix}
 
     def open(self, source: Any, options: Any, device: torch.device) -> Splits:
         """Open a source; see `open_images`."""
@@ -39,14 +49,20 @@ class Images:
 
     def augmentation(self, options: Any, info: DataInfo) -> DSA | None:
         """DSA, or None."""
-        return DSA(options.strategy) if options.kind == "dsa" else None
+        return DSA(options.strategy, mode=options.mode) if options.kind == "dsa" else None
 
     def noise(self, count: int, info: DataInfo, generator: torch.Generator) -> Tensor:
         """[count, C, H, W] standard normal numbers: DC's initial images."""
         return torch.randn(count, *info.shape, generator=generator)
 
-    def bounds(self, info: DataInfo) -> tuple[Tensor, Tensor]:
-        """Black and white (or the range of float sources) in normalised space, [C, 1, 1] each."""
+    def bounds(self, info: DataInfo) -> tuple[Tensor, Tensor] | None:
+        """Black and white (or the range of float sources) in normalised space, [C, 1, 1] each.
+
+        None for whitened images: every number mixes all pixels there, so that the range of the
+        pixels is no box.
+        """
+        if is_whitened(info):
+            return None
         mean = torch.tensor(info.normalisation["mean"]).view(-1, 1, 1)
         std = torch.tensor(info.normalisation["std"]).view(-1, 1, 1)
         low, high = info.normalisation["range"]

@@ -40,6 +40,12 @@ class Normalise:
         scale, shift = self._on(inputs.device, False)
         return (inputs - shift) / scale
 
+    def affine(self, is_bytes: bool) -> tuple[Tensor, Tensor]:
+        """Scale and shift, float64 [C, 1, 1] on the CPU: the result is stored * scale + shift."""
+        mean = torch.tensor(self.mean, dtype=torch.float64).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float64).view(-1, 1, 1)
+        return 1 / (255 * std) if is_bytes else 1 / std, -mean / std
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the tensors, which may be on a device."""
         return {"mean": self.mean, "std": self.std}
@@ -50,10 +56,8 @@ class Normalise:
     def _on(self, device: torch.device, is_bytes: bool) -> tuple[Tensor, Tensor]:
         key = (device, is_bytes)
         if key not in self._constants:
-            mean = torch.tensor(self.mean, dtype=torch.float64).view(-1, 1, 1)
-            std = torch.tensor(self.std, dtype=torch.float64).view(-1, 1, 1)
-            scale = 1 / (255 * std) if is_bytes else 1 / std
-            self._constants[key] = (scale.float().to(device), (-mean / std).float().to(device))
+            scale, shift = self.affine(is_bytes)
+            self._constants[key] = (scale.float().to(device), shift.float().to(device))
         return self._constants[key]
 
 

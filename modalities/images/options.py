@@ -70,6 +70,14 @@ class ImageData(BaseModel):
     max_corrupt: Count | Annotated[float, Field(ge=0, le=1)] = Field(
         0.01, description="unreadable images to tolerate: a fraction (a float) or a number (an int)"
     )
+    whiten: Literal["none", "zca"] = Field(
+        "none",
+        description="'zca': normalised images are decorrelated by one matrix, fitted on training; "
+        "up to 64x64 pixels in colour",
+    )
+    zca_eps: float = Field(
+        0.1, gt=0, allow_inf_nan=False, description="added to the variances that ZCA divides by"
+    )
     seed: int = Field(0, ge=0, description="seed of the hold-outs, and of nothing else")
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmdd.card import public_name
 from mmdd.files import write_atomic
+from mmdd.modalities.images import whiten
 from mmdd.modality import DataInfo
 
 if TYPE_CHECKING:
@@ -33,15 +34,19 @@ MARGIN, GAP, NAME_WIDTH, TEXT_WIDTH = 20, 3, 220, 420
 def denormalise(inputs: Tensor, info: DataInfo) -> Tensor:
     """[M, C, H, W] learner inputs -> float32 on the CPU in [0, 1], 1 being the brightest.
 
-    Sources of floats outside [0, 1] are scaled from the range measured in training.
+    Sources of floats outside [0, 1] are scaled from the range measured in training. Whitening is
+    undone.
     """
     low, high = info.normalisation.get("range", (0.0, 1.0))
-    return ((_in_units(inputs, info) - low) / (high - low)).clamp(0, 1)
+    units: Tensor = (_in_units(inputs, info) - low) / (high - low)
+    return units.clamp(0, 1)
 
 
 def _in_units(inputs: Tensor, info: DataInfo) -> Tensor:
     mean, std = (torch.tensor(info.normalisation[k]).view(-1, 1, 1) for k in ("mean", "std"))
-    return inputs.detach().cpu().float() * std + mean
+    normalised = inputs.detach().cpu().float()
+    whitening = whiten.of_info(info)
+    return (normalised if whitening is None else whitening.undo(normalised)) * std + mean
 
 
 def to_columns(
