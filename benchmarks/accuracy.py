@@ -9,16 +9,15 @@ GPU too) can go on with the same table.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
-from common import DATA, append, is_done, machine
+from common import DATA, append, is_done, machine, read
 
 import mmdd
 from mmdd.progress import PlainProgress
-from mmdd.recipe import validate
 
 TABLE = "accuracy"
 SETS = {
@@ -26,66 +25,124 @@ SETS = {
     "cifar10_jpeg": str(DATA / "images" / "cifar10_jpeg"),
     "digits": "digits",
 }
-PAPER = {"evaluate.protocol": "dc", "optimise.steps": 20000, "optimise.inputs.schedule": "constant"}
-"""DM as published: 20,000 steps at a constant rate of 1. For GPUs."""
+Options = dict[str, Any]
 
 
-def row(data: str, per_class: int, label: str, **options: Any) -> dict[str, Any]:
-    """One line of the plan; `options` are recipe values with '__' for '.'."""
-    return {"data": data, "per_class": per_class, "label": label, "options": options}
+def row(
+    data: str, per_class: int, label: str, method: str = "dm", options: Options | None = None
+) -> dict[str, Any]:
+    """One line of the plan; `options` are recipe values by dotted key."""
+    return {
+        "data": data,
+        "per_class": per_class,
+        "label": label,
+        "method": method,
+        "options": options or {},
+    }
 
 
+SHORT_EPOCHS = {"evaluate.epochs": 300}
+"""For sets whose decoded items fill more than one mini-batch: about as many updates in all."""
 PLAN = [
-    row("fashion_mnist", 10, "dm-8min", run__minutes=8),
-    row("fashion_mnist", 1, "dm-5min", run__minutes=5),
+    row("fashion_mnist", 10, "dm-8min", options={"run.minutes": 8}),
+    row("fashion_mnist", 1, "dm-5min", options={"run.minutes": 5}),
+    row("fashion_mnist", 1, "dance-5min", "dance", {"run.minutes": 5, "evaluate.protocol": "dc"}),
+    row(
+        "fashion_mnist",
+        10,
+        "dance-8min",
+        "dance",
+        {"run.minutes": 8, "evaluate.protocol": "dc", **SHORT_EPOCHS},
+    ),
+    row("fashion_mnist", 1, "idc-8min", "idc", {"run.minutes": 8, "evaluate.protocol": "dc"}),
+    row("fashion_mnist", 1, "dsa-6min", "dsa", {"run.minutes": 6}),
+    row("fashion_mnist", 1, "mtt-6min", "mtt", {"run.minutes": 6}),
+    row("fashion_mnist", 10, "dsa-12min", "dsa", {"run.minutes": 12}),
+    row("fashion_mnist", 10, "datm-10min", "datm", {"run.minutes": 10}),
+    row(
+        "fashion_mnist",
+        50,
+        "dance-12min",
+        "dance",
+        {"run.minutes": 12, "evaluate.protocol": "dc", **SHORT_EPOCHS},
+    ),
 ]
+
+LONG = "optimise.steps"
+CONSTANT = {"optimise.inputs.schedule": "constant"}
+MTT_NET = {"experts.count": 100, "experts.epochs": 50, "experts.lr": 0.01}
+"""The buffers of MTT: 100 experts of 50 epochs."""
+MTT = {
+    1: {"objective.steps": 50, "source.max_start": 2, "synthetic.step_size": 0.01},
+    10: {"objective.steps": 30, "source.max_start": 20, "synthetic.step_size": 0.001},
+    50: {"objective.steps": 30, "source.max_start": 40, "synthetic.step_size": 0.001},
+}
+PAPERS: dict[str, Callable[[int], Options]] = {
+    "dm": lambda n: {LONG: 20_000, "optimise.inputs.lr": 1.0, **CONSTANT},
+    "dc": lambda n: {LONG: 1000 * n, **CONSTANT},
+    "dsa": lambda n: {LONG: 1000 * n, **CONSTANT},
+    "idc": lambda n: {LONG: 200_000},
+    "dance": lambda n: {
+        LONG: 10_000,
+        "experts.count": 20,
+        "experts.epochs": 60,
+        "experts.epoch_steps": None,
+    },
+    "mtt": lambda n: {LONG: 5_000, **MTT_NET, **MTT[n]},
+    "datm": lambda n: {LONG: 10_000, **MTT_NET, "experts.epochs": 100, "objective.steps": 80},
+}
+"""Schedules of the papers, by items per class. For GPUs; begun rows are cut at --row-minutes."""
 GPU_PLAN = [
-    row(data, per_class, "dm-paper", **{k.replace(".", "__"): v for k, v in PAPER.items()})
-    for data in ("fashion_mnist", "cifar10_jpeg")
+    row(data, per_class, f"{method}-paper", method, PAPERS[method](per_class))
+    for data in ("cifar10_jpeg", "fashion_mnist")
+    for method in PAPERS
     for per_class in (1, 10, 50)
 ]
 
 
-def measure(line: dict[str, Any], seed: int, learners: int, device: str) -> dict[str, Any]:
+def measure(line: dict[str, Any], args: argparse.Namespace, device: str) -> dict[str, Any]:
     """Distil and score one line."""
-    options = {key.replace("__", "."): value for key, value in line["options"].items()}
-    timed = "run.minutes" in options
-    options |= {
-        "evaluate.learners": learners,
-        "evaluate.full_minutes": 30,
-        "evaluate.full_epochs": 6,
-    }
-    if timed:
+    options = {**line["options"], "evaluate.learners": args.learners}
+    options |= {"evaluate.full_minutes": 30, "evaluate.full_epochs": 6}
+    if args.row_minutes is not None:
+        options.setdefault("run.minutes", args.row_minutes)
+    if "run.minutes" in options:
         options.setdefault("optimise.steps", 1_000_000)
     progress = PlainProgress(60)
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         done = mmdd.distill(
             SETS[line["data"]],
+            method=line["method"],
             per_class=line["per_class"],
-            seed=seed,
+            seed=args.seed,
             device=device,
             out=f"{folder}/run",
             options=options,
             progress=progress,
         )
+    all_seconds = time.perf_counter() - started
     started = time.perf_counter()
-    report = done.evaluate(progress=progress)
+    borrowed = known(line, args.learners, told(done.recipe.evaluate.resolved().model_dump()))
+    done.recipe.evaluate.full = "full_mean" not in borrowed
+    report = done.evaluate(progress=progress, baselines="baselines" not in borrowed)
     found = next(iter(report["results"].values()))
     scores = {
         f"{name}_{part}": round(100 * value[part], 2)
         for name, value in found.items()
         for part in ("mean", "std")
     }
-    quick = build_quick(done, progress)
     return {
+        "method": line["method"],
+        **borrowed,
         **scores,
-        **quick,
-        "learners": learners,
+        "learners": args.learners,
         "steps": done.run["steps"],
         "distil_seconds": round(done.run["seconds"]),
+        "before_seconds": round(all_seconds - done.run["seconds"]),
         "evaluate_seconds": round(time.perf_counter() - started),
         "peak_memory_mb": round(report["peak_memory_mb"]),
-        "protocol": f"{report['protocol']['name']} {report['protocol']['epochs']} epochs",
+        "protocol": told(report["protocol"]),
         "selection": report["selection"],
         "bytes": report["budget"]["bytes"],
         "precision": done.run["precision"],
@@ -93,16 +150,33 @@ def measure(line: dict[str, Any], seed: int, learners: int, device: str) -> dict
     }
 
 
-def build_quick(done: mmdd.Distilled, progress: PlainProgress) -> dict[str, float]:
-    """Score the same set by the quick protocol: what the shorter training costs."""
-    values = done.recipe.model_dump()
-    values["evaluate"] |= {"protocol": "quick", "full": False}
-    recipe = validate(values, "quick")
-    parts = dataclasses.replace(done.parts, recipe=recipe)
-    found = next(
-        iter(dataclasses.replace(done, parts=parts).evaluate(progress=progress)["results"].values())
-    )
-    return {f"quick_{name}_mean": round(100 * value["mean"], 2) for name, value in found.items()}
+def told(protocol: dict[str, Any]) -> str:
+    """The protocol in a few words."""
+    return f"{protocol['name']} {protocol['epochs']} epochs"
+
+
+BASELINES = tuple(f"{name}_{part}" for name in ("random", "herding") for part in ("mean", "std"))
+FULL = ("full_mean", "full_std")
+
+
+def known(line: dict[str, Any], learners: int, protocol: str) -> dict[str, Any]:
+    """Baselines that the table holds already for this data, budget and protocol.
+
+    They depend on nothing else: same learners, same seeds, same augmentation. Full data has a
+    protocol of its own, so any row of the data knows it. The column ``baselines`` says which row
+    measured the others.
+    """
+    found: dict[str, Any] = {}
+    for other in read(TABLE):
+        if other["data"] != line["data"] or other["learners"] != str(learners):
+            continue
+        if other.get("full_mean"):
+            found |= {key: other[key] for key in FULL}
+        alike = other["per_class"] == str(line["per_class"]) and other["protocol"] == protocol
+        if alike and other.get("random_mean") and "baselines" not in found:
+            found |= {key: other[key] for key in BASELINES}
+            found["baselines"] = other.get("baselines") or other["label"]
+    return found
 
 
 def main() -> None:
@@ -112,6 +186,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", default="", help="part of a line's data or label")
+    parser.add_argument("--row-minutes", type=float, help="cut every distillation after this time")
     args = parser.parse_args()
     from mmdd import machine as mm
 
@@ -126,7 +201,7 @@ def main() -> None:
         if time.monotonic() > deadline:
             print(f"out of time before {key}")
             break
-        append(TABLE, {**key, **measure(line, args.seed, args.learners, str(device)), **facts})
+        append(TABLE, {**key, **measure(line, args, str(device)), **facts})
         print(f"done: {key}")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmdd.errors import NonFiniteError, UserError
 
 if TYPE_CHECKING:
-    from mmdd.api import Distilled, DistilledDataset, distill, load, resume
+    from mmdd.api import Distilled, DistilledDataset, distill, load, record_experts, resume
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,9 +22,10 @@ __all__ = [
     "UserError",
     "distill",
     "load",
+    "record_experts",
     "resume",
 ]
-_LAZY = ("Distilled", "DistilledDataset", "distill", "load", "resume")
+_LAZY = ("Distilled", "DistilledDataset", "distill", "load", "record_experts", "resume")
 
 
 def __getattr__(name: str) -> Any:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmdd import artifact, build, machine
+from mmdd import artifact, build, machine, start
 from mmdd.compose import from_flags, read_yaml
 from mmdd.errors import UserError
+from mmdd.experts import Experts
 from mmdd.modality import DataInfo, Splits
 from mmdd.progress import Progress
 from mmdd.recipe import Recipe, validate
+from mmdd.recording import Stopped
 from mmdd.results import Judge, Table, detached
-from mmdd.run import CHECKPOINT, RECIPE, Run
+from mmdd.run import CHECKPOINT, RECIPE, Interrupted, Run, begin, stop_on_signal
 from mmdd.synthetic import SyntheticSet
 from mmdd.trees import Tree, tree_leaves, tree_take
+
+T = TypeVar("T")
 
 
 class DistilledDataset(Dataset[tuple[Any, Any]]):
@@ -142,6 +146,7 @@ class Distilled:
                 "run": self.run,
                 "budget": self.budget,
             },
+            info_tensors=info.tensors,
             columns=modality.to_columns(batch.inputs, batch.targets, info),
             picture=lambda path: modality.picture(batch.inputs, batch.targets, info, path),
         )
@@ -232,19 +237,48 @@ def run_recipe(
     machine.settle(recipe.run)
     splits = build.open_data(recipe, source, device)
     parts = build.parts(recipe, splits.info, device)
-    run = Run(recipe, splits, parts, folder, progress)
+    # before anything is written or recorded
+    start.budget(recipe, splits.train.group_sizes, splits.info.names)
     for note in splits.info.notes:
         progress.say(note)
+    if folder is not None and not resume:
+        begin(recipe, folder)
+    experts = _interruptible(lambda stop: build.experts(parts, splits, progress, stop))
+    run = Run(recipe, splits, parts, folder, progress, experts)
+    run.require_room()
     if resume:
         run.restore()
-    else:
-        run.begin()
     run.go()
     run.finish()
     done = Distilled(parts, run.distiller.synthetic, run.facts(), _splits=splits)
     if folder is not None:
         done.save(folder)
     return done
+
+
+def record_experts(
+    recipe: Recipe, *, source: Any = None, progress: Progress | None = None
+) -> Experts:
+    """Record the expert trajectories of a recipe (section ``experts``), or what is missing of them.
+
+    A method that follows experts does so by itself; recorded ones are found again by data, net,
+    augmentation and options.
+    """
+    device = machine.device(recipe.run.device)
+    machine.settle(recipe.run)
+    splits = build.open_data(recipe, source, device)
+    parts = build.parts(recipe, splits.info, device)
+    said = progress or Progress()
+    return _interruptible(lambda stop: build.record_experts(parts, splits, said, stop))
+
+
+def _interruptible(work: Callable[[Callable[[], bool]], T]) -> T:
+    """Let Ctrl-C end a recording after a step, its state saved."""
+    with stop_on_signal() as stopped:
+        try:
+            return work(stopped.is_set)
+        except Stopped:
+            raise Interrupted from None
 
 
 def _require_unused(folder: Path) -> None:
@@ -281,13 +315,14 @@ def load(folder: str | Path) -> Distilled:
     """Load a finished set; hashes are checked and nothing is unpickled."""
     found = artifact.load(Path(folder))
     recipe = validate(found.manifest["recipe"], str(Path(folder) / artifact.MANIFEST))
-    info = DataInfo(**{k: _tuples(v) for k, v in found.manifest["info"].items()})
+    facts = {k: _tuples(v) for k, v in found.manifest["info"].items()}
+    info = DataInfo(**facts, tensors=found.info_tensors)
     # a set that was made on a GPU is read everywhere
     device = machine.device("cpu" if recipe.run.device == "cpu" else "auto")
     parts = build.parts(recipe, info, device)
     return Distilled(
         parts,
-        build.restore(parts, found.tensors),
+        start.restore(parts, found.tensors),
         found.manifest["run"],
         found.manifest.get("results", {}),
         Path(folder),
@@ -298,4 +333,4 @@ def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-__all__ = ["Distilled", "DistilledDataset", "distill", "load", "resume"]
+__all__ = ["Distilled", "DistilledDataset", "distill", "load", "record_experts", "resume"]

@@ -1,225 +1,159 @@
-"""From a recipe and an opened data set to the parts of a run."""
+"""From a recipe and opened data to the parts of a run."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from mmdd import catalog, machine
+from mmdd import catalog
+from mmdd.cache import cache_folder
 from mmdd.distiller import Distiller
-from mmdd.errors import UserError
-from mmdd.evaluate import Trainer
-from mmdd.labels import HardLabels
-from mmdd.learner import Learner
-from mmdd.modality import Augmentation, DataInfo, Modality, Splits
+from mmdd.experts import Experts, Recording, key
+from mmdd.modality import Splits
 from mmdd.optimise import OuterOptimiser
-from mmdd.real import RealData
-from mmdd.recipe import Protocol, Recipe
-from mmdd.representations import Direct
-from mmdd.rng import Streams, generator
-from mmdd.selection import select
-from mmdd.step import Objective
-from mmdd.synthetic import SyntheticSet
-from mmdd.task import Task
-from mmdd.trees import Tree
+from mmdd.parts import Parts, open_data, parts
+from mmdd.progress import Progress
+from mmdd.recipe import Recipe
+from mmdd.recording import record
+from mmdd.rng import Streams
+from mmdd.selection import RealSelector
+from mmdd.sources import ParameterSource, Surroundings
+from mmdd.start import budget, synthetic_set
+from mmdd.step import WeightedSum
+from mmdd.teacher import Teacher
+
+__all__ = [
+    "Parts",
+    "distiller",
+    "experts",
+    "objective",
+    "open_data",
+    "parts",
+    "record_experts",
+    "selector",
+    "source",
+]
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What a recipe's names stand for, for one opened data set."""
-
-    recipe: Recipe
-    info: DataInfo
-    modality: Modality
-    task: Task
-    device: torch.device
-
-    def learner(self, items: float, encoder: str | None = None) -> Learner:
-        """Build a learner for `items` forward passes of one item in all.
-
-        `encoder` names another encoder than the recipe's, with its default options.
-        """
-        options = self.recipe.learner
-        if encoder is not None and encoder != options.encoder:
-            options = catalog.options(self.recipe.modality).ENCODERS[encoder]()
-        module = self.modality.encoder(options, self.info)
-        example = self.modality.example(self.info)
-        how = machine.execution(self.recipe.run, self.device, module, example, items)
-        return Learner(module, self.task, device=self.device, **how)
-
-    def augmentation(self) -> Augmentation | None:
-        """The recipe's augmentation."""
-        return self.modality.augmentation(self.recipe.augment, self.info)
-
-    def trainer(
-        self, learner: Learner, protocol: Protocol, validation: RealData | None, **more: Any
-    ) -> Trainer:
-        """A trainer whose randomness depends on the run's seed alone."""
-        if protocol.selection == "validation" and validation is None:
-            raise UserError(
-                "selection by validation needs a validation split",
-                hint="Set data.validation to a share above 0, or evaluate.selection=last.",
-            )
-        seed = self.recipe.run.seed
-        return Trainer(learner, protocol, seed, self.augmentation(), validation, **more)
+def objective(recipe: Recipe) -> WeightedSum:
+    """Build the weighted sum of the recipe's objectives."""
+    terms = []
+    for section in recipe.terms:
+        options = section.model_dump()
+        weight, kind = options.pop("weight"), options.pop("kind")
+        terms.append((weight, catalog.load("objective", kind, catalog.OBJECTIVES)(**options)))
+    return WeightedSum(terms)
 
 
-def parts(recipe: Recipe, info: DataInfo, device: torch.device) -> Parts:
-    """Look the recipe's names up."""
-    modality = catalog.load("modality", recipe.modality, catalog.MODALITIES)
-    task = catalog.load("task", recipe.task, catalog.TASKS)()
-    return Parts(recipe, info, modality, task, device)
+def needs_experts(recipe: Recipe) -> bool:
+    """True when the recipe reads recorded trajectories."""
+    labels = recipe.synthetic.labels
+    asked = labels.kind == "teacher" or getattr(labels, "initialise", None) == "experts"
+    return recipe.source.kind in ("interpolated", "experts") or asked
 
 
-def open_data(recipe: Recipe, source: Any, device: torch.device) -> Splits:
-    """Open the recipe's data; `source` is a Python object or None for ``data.source``."""
-    modality = catalog.load("modality", recipe.modality, catalog.MODALITIES)
-    wanted = recipe.data.source if source is None else source
-    if wanted is None:
-        raise UserError(
-            "no data named",
-            expected="a data set: 'digits', a folder or file, or a Hub name (owner/name)",
-            hint="Give it on the command line or as data.source in the recipe.",
-        )
-    return modality.open(wanted, recipe.data, device)
+def experts(
+    parts: Parts,
+    splits: Splits,
+    progress: Progress | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Experts | None:
+    """Open the recorded trajectories that the recipe asks for; record what is missing of them.
 
-
-def budget(recipe: Recipe, sizes: Tensor, names: tuple[str, ...]) -> Tensor:
-    """[G] int64 stored items per class.
-
-    `items` and `fraction` are shared out in proportion to the class sizes, at least one each.
-
-    Raises `UserError` when a class has fewer real items than asked for.
+    They lie in ``experts.folder``, or in the cache under a name made of everything that they
+    depend on, so that equal ones are recorded once. `stopped` is asked after every step.
     """
-    wanted, total = recipe.synthetic, int(sizes.sum())
-    present = sizes > 0
-    if wanted.per_class is not None:
-        counts = torch.where(present, wanted.per_class, 0)
-    else:
-        items = wanted.items or max(1, round((wanted.fraction or 0) * total))
-        counts = share_out(items, sizes)
-    short = torch.nonzero(counts > sizes).flatten()
-    if len(short):
-        first = int(short[0])
-        raise UserError(
-            f"class {names[first]!r} has fewer training items than asked for"
-            + (f" (and {len(short) - 1} more classes)" if len(short) > 1 else ""),
-            got=int(counts[first]),
-            expected=f"at most {int(sizes[first])}",
-            hint="Lower --per-class, or give --items, which is shared out by class size.",
-        )
-    if int(counts.sum()) >= total:
-        raise UserError(
-            "the synthetic set would not be smaller than the training set",
-            got=int(counts.sum()),
-            expected=f"fewer than {total} items",
-        )
-    return counts
+    if not needs_experts(parts.recipe):
+        return None
+    return record_experts(parts, splits, progress, stopped)
 
 
-def share_out(items: int, sizes: Tensor) -> Tensor:
-    """Share `items` among the classes in proportion to `sizes` (largest remainder, at least 1)."""
-    present = sizes > 0
-    if items < int(present.sum()):
-        raise UserError(
-            "fewer synthetic items than classes",
-            got=items,
-            expected=f"at least {int(present.sum())}",
-        )
-    counts = present.long()
-    while (left := min(items, int(sizes.sum())) - int(counts.sum())) > 0:
-        # in rounds: what a small class cannot take is shared out among the others
-        room = sizes - counts
-        share = sizes.double() * (room > 0)
-        ideal = left * share / share.sum()
-        whole = ideal.floor().long()
-        counts += torch.minimum(whole, room)
-        if bool((whole <= room).all()):
-            order = torch.argsort(ideal - whole, descending=True, stable=True)
-            order = order[counts[order] < sizes[order]]
-            counts[order[: left - int(whole.sum())]] += 1
-    return counts
+def record_experts(
+    parts: Parts,
+    splits: Splits,
+    progress: Progress | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Experts:
+    """Record trajectories by the recipe's section ``experts``, or open those that are there."""
+    options = parts.recipe.experts.model_dump()
+    folder, seed = options.pop("folder"), options.pop("seed")
+    recording = Recording(**options)
+    steps = recording.epoch_steps or -(-len(splits.train) // recording.batch_size)
+    items = recording.count * recording.epochs * steps * recording.batch_size
+    learner = parts.learner(items=3.0 * items)
+    augment = parts.recipe.augment.model_dump()
+    about = {"encoder": repr(learner.encoder), "augment": augment, "precision": str(learner.dtype)}
+    more = {"precision": about["precision"], "task": parts.task.name}
+    name = key(parts.info.fingerprint, about["encoder"], recording, augment, seed, **more)
+    return record(
+        cache_folder() / "experts" / name if folder is None else Path(folder),
+        learner,
+        splits.train,
+        recording,
+        seed=seed,
+        augmentation=parts.augmentation() if recording.augment else None,
+        fingerprint=parts.info.fingerprint,
+        about=about,
+        progress=progress,
+        stopped=stopped,
+    )
 
 
-def chosen_items(parts: Parts, how: str, data: RealData, counts: Tensor, seed: int) -> Tensor:
-    """Indices of real items chosen by the selector `how`, in features of a fresh net."""
-    choose = catalog.load("selector", how, catalog.SELECTORS)
-    stream = generator(seed, f"select/{how}")
-    if how == "random":
-        return select(choose, data, counts, stream)
-    learner = parts.learner(items=float(min(len(data), 10_000 * data.num_groups)))
-    params = learner.init(generator(seed, "select/net"))
-    return select(choose, data, counts, stream, learner=learner, params=params)
+def source(recipe: Recipe, around: Surroundings) -> ParameterSource:
+    """Build the parameter source from its options."""
+    options = recipe.source.model_dump()
+    return catalog.load("source", options.pop("kind"), catalog.SOURCES)(around, **options)
 
 
-def synthetic_set(parts: Parts, data: RealData, counts: Tensor) -> SyntheticSet:
-    """Build the synthetic set at its start."""
-    how = parts.recipe.synthetic.initialise
-    seed = parts.recipe.run.seed
-    groups = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    if how == "noise":
-        stream = generator(seed, "initialise")
-        values: Tree = parts.modality.noise(len(groups), parts.info, stream)
-    else:
-        name = "random" if how == "real" else how
-        values = data.select(chosen_items(parts, name, data, counts, seed)).inputs
-    return assemble(parts, values, groups, groups)
+def selector(recipe: Recipe) -> RealSelector | None:
+    """Build the choice of real items; None draws them at random."""
+    options = recipe.real.selector.model_dump()
+    kind = options.pop("kind")
+    if kind == "random":
+        return None
+    return RealSelector(catalog.load("selector", kind, catalog.SELECTORS), **options)
 
 
-def assemble(parts: Parts, values: Tree, targets: Tensor, groups: Tensor) -> SyntheticSet:
-    """Put values and labels together as the recipe says."""
-    bounds = parts.modality.bounds(parts.info) if parts.recipe.synthetic.clamp else None
-    representation = Direct(values, bounds=bounds)
-    made = SyntheticSet(representation, HardLabels(targets), groups, parts.info.classes)
-    return made.to(parts.device)
-
-
-def restore(parts: Parts, tensors: dict[str, Tensor]) -> SyntheticSet:
-    """Build the synthetic set that `tensors` (its state dict) describe."""
-    values: Tree = {}
-    for name, tensor in tensors.items():
-        if name.startswith("representation."):
-            _put(values, name.removeprefix("representation.").split("/"), tensor)
-    made = assemble(parts, values["inputs"], tensors["labels.targets"], tensors["groups"])
-    made.load_state_dict(tensors)
-    return made
-
-
-def _put(tree: dict[str, Any], path: list[str], leaf: Tensor) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[path[-1]] = leaf
-
-
-def objective(recipe: Recipe) -> Objective:
-    """Build the objective from its options."""
-    options = recipe.objective.model_dump()
-    return catalog.load("objective", options.pop("kind"), catalog.OBJECTIVES)(**options)
-
-
-def distiller(parts: Parts, splits: Splits) -> Distiller:
+def distiller(parts: Parts, splits: Splits, experts: Experts | None = None) -> Distiller:
     """Build the parts of a run at step 0."""
     recipe = parts.recipe
     counts = budget(recipe, splits.train.group_sizes, parts.info.names)
-    synthetic = synthetic_set(parts, splits.train, counts)
     streams = Streams(recipe.run.seed)
-    per_step = recipe.real.per_group * parts.info.classes + 3 * len(synthetic)
-    learner = parts.learner(items=float(recipe.optimise.steps) * per_step)
-    source_options = recipe.source.model_dump()
-    source = catalog.load("source", source_options.pop("kind"), catalog.SOURCES)
-    rates = recipe.optimise.by_leaf()
+    learner = parts.learner(items=work(recipe, counts))
+    teacher = None
+    if experts is not None:
+        every = getattr(recipe.synthetic.labels, "every", 1)
+        teacher = Teacher(learner, experts, every=every)
+    synthetic = synthetic_set(parts, splits.train, counts, learner, teacher)
+    augmentation = parts.augmentation()
+    around = Surroundings(learner, streams, synthetic, splits.train, augmentation, experts)
     return Distiller(
         synthetic=synthetic,
         real=splits.train,
         learner=learner,
-        source=source(learner, streams, **source_options),
+        source=source(recipe, around),
         objective=objective(recipe),
-        optimiser=OuterOptimiser(synthetic.leaves(), rates, recipe.optimise.steps),
+        optimiser=OuterOptimiser(
+            synthetic.leaves(), recipe.optimise.by_leaf(), recipe.optimise.steps
+        ),
         streams=streams,
-        augmentation=parts.augmentation(),
+        augmentation=augmentation,
+        selector=selector(recipe),
+        teacher=teacher if synthetic.labels.kind == "teacher" else None,
         per_group=recipe.real.per_group,
         pass_items=recipe.real.pass_items,
     )
+
+
+def work(recipe: Recipe, counts: Tensor) -> float:
+    """Forward passes of one item that a run is worth, a backward pass counting as two."""
+    made = int(counts.sum())
+    per_step = float(recipe.real.per_group * len(counts) + 3 * made)
+    for section in recipe.terms:
+        if section.kind == "gradient":
+            per_step += 2.0 * recipe.real.per_group * len(counts) + 6 * made
+        elif section.kind == "trajectory":
+            per_step += 9.0 * section.steps * min(section.batch_size or made, made)
+    return recipe.optimise.steps * per_step

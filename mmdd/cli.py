@@ -91,6 +91,50 @@ def distill(
 
 
 @app.command()
+def experts(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA|RECIPE", help="As for `mmdd distill`."),
+    ],
+    overrides: Overrides = None,
+    count: Annotated[int | None, typer.Option(help="Experts; more extend a folder.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each.")] = None,
+    method: Annotated[str, typer.Option(help="Whose experts: mtt, tesla, datm, dance, …")] = "mtt",
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder (default: the cache, where distill finds them).")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Record expert trajectories for methods that follow them; the same command continues."""
+    from mmdd.compose import from_flags, parse_overrides
+
+    own = {"experts.count": count, "experts.epochs": epochs, "experts.folder": out and str(out)}
+    given = {key: value for key, value in own.items() if value is not None}
+    options = {**given, **parse_overrides(overrides or [])}
+    recipe = from_flags(data, method=method, device=device, options=options)
+    from mmdd.api import record_experts
+    from mmdd.progress import for_terminal
+    from mmdd.run import Interrupted
+
+    try:
+        found = record_experts(recipe, progress=for_terminal(quiet=json_))
+    except (Interrupted, KeyboardInterrupt):
+        typer.echo("\nStopped. The same command continues.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if json_:
+        about = {"count": found.count, "epochs": found.epochs, "bytes": found.nbytes}
+        _print_json({"folder": str(found.folder), **about})
+        return
+    typer.echo(
+        f"{found.count} experts of {found.epochs} epochs, {found.nbytes / 2**20:.1f} MiB, lie in"
+        f" {found.folder}"
+    )
+    same = [f"{key}={value}" for key, value in given.items()] + (overrides or [])
+    typer.echo(f"Next:\n  {' '.join(['mmdd distill', data, '--method', method, *same])}")
+
+
+@app.command()
 def resume(folder: Folder, json_: Json = False) -> None:
     """Continue a run that was stopped; the end is the same as without the stop."""
     _require_folder(folder)

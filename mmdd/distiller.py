@@ -14,9 +14,11 @@ from mmdd.modality import Augmentation
 from mmdd.optimise import OuterOptimiser
 from mmdd.real import RealData
 from mmdd.rng import Streams
+from mmdd.selection import RealSelector
 from mmdd.sources import ParameterSource
-from mmdd.step import Objective, Selector, Step
+from mmdd.step import Objective, Step
 from mmdd.synthetic import SyntheticSet
+from mmdd.teacher import Teacher
 
 
 @dataclasses.dataclass
@@ -26,6 +28,7 @@ class Distiller:
     Attributes
     ----------
     per_group: real items of each group that a step sees.
+    teacher: renews the labels of the set, where they are a teacher's.
     pass_items: largest real batch of one pass; an objective that is a sum over groups is computed
         and differentiated some groups at a time when a step would need more.
     number: steps done.
@@ -39,7 +42,8 @@ class Distiller:
     optimiser: OuterOptimiser
     streams: Streams
     augmentation: Augmentation | None = None
-    selector: Selector | None = None
+    selector: RealSelector | None = None
+    teacher: Teacher | None = None
     per_group: int = 256
     pass_items: int = 8192
     number: int = 0
@@ -57,11 +61,14 @@ class Distiller:
             loss = self.objective(
                 comparison.of_groups(groups) if groups is not None else comparison
             )
-            loss.backward()
+            if loss.requires_grad:
+                loss.backward()
             total += float(loss.detach())
         self._require_finite(total)
         self.optimiser.step(self.number)
         self.synthetic.representation.constrain_()
+        if self.teacher is not None:
+            self.teacher.after_step(self.synthetic, self.number)
         self.source.advance()
         self.number += 1
         return total
@@ -78,6 +85,7 @@ class Distiller:
             real=self.real,
             per_group=self.per_group,
             generator=self.streams["real"],
+            seed=self.streams.seed,
             augmentation=self.augmentation,
             draw=draw,
             selector=self.selector,
@@ -109,6 +117,7 @@ class Distiller:
             "optimiser": self.optimiser.state_dict(),
             "source": self.source.state_dict(),
             "streams": self.streams.state_dict(),
+            "selector": None if self.selector is None else self.selector.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -118,3 +127,5 @@ class Distiller:
         self.optimiser.load_state_dict(state["optimiser"])
         self.streams.load_state_dict(state["streams"])
         self.source.load_state_dict(state["source"])
+        if self.selector is not None and state["selector"] is not None:
+            self.selector.load_state_dict(state["selector"])

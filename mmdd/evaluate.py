@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmdd.batch import Batch
-from mmdd.errors import NonFiniteError
+from mmdd.errors import NonFiniteError, UserError
 from mmdd.learner import Learner, Params
-from mmdd.modality import Augmentation
+from mmdd.modality import Augmentation, Mixer
+from mmdd.protocols import Protocol
 from mmdd.real import RealData
-from mmdd.recipe import Protocol
 from mmdd.rng import generator
-from mmdd.task import is_better
-from mmdd.trees import tree_cat, tree_leaves, tree_map, tree_take
+from mmdd.task import Task, is_better, weighted_mean
+from mmdd.trees import Tree, tree_cat, tree_leaves, tree_map, tree_take
 
 STACKED_ELEMENTS = 1024
 """Learners are trained stacked when one item has at most this many numbers: there the cost of a
@@ -34,6 +34,9 @@ class Trainer:
 
     `seed` and a learner's place decide its initial parameters, order and augmentation, so that the
     same learner sees the same numbers whether it is trained alone or stacked.
+
+    Raises `UserError` for a protocol that asks for what is not there: a learned step size that
+    nobody resolved, or a mixing that the modality or the task does not know.
     """
 
     learner: Learner
@@ -43,9 +46,43 @@ class Trainer:
     validation: RealData | None = None
     on_epoch: Callable[[int, int], None] = lambda done, total: None
     """Called with (epochs done, epochs in all) summed over learners."""
+    mixers: Mapping[str, Mixer] = dataclasses.field(default_factory=dict)
+    """The modality's ways to mix two items, beside `mixup`."""
+    rates: Sequence[float] | None = None
+    """One rate per group of the learner's parameters, in place of the protocol's one."""
+
+    def __post_init__(self) -> None:
+        if self.protocol.lr == "learned":
+            raise no_step_size()
+        groups = self.learner.groups_of_parameters
+        if self.rates is not None:
+            assert len(self.rates) == len(groups), "one rate per group of parameters"
+            named = sorted(name for names in groups.values() for name in names)
+            assert named == sorted(self.learner.trainable_names), "groups hold every parameter once"
+        self.mixer = self._chosen_mixer()
+
+    def _chosen_mixer(self) -> Mixer | None:
+        name, known = self.protocol.mix, {"mixup": mixup, **self.mixers}
+        if name == "none":
+            return None
+        hint = "Set evaluate.mix=none."
+        if self.learner.task.coupled:
+            task = self.learner.task.name
+            raise UserError(f"{name} mixes items one by one; {task!r} compares them", hint=hint)
+        if name not in known:
+            raise UserError(
+                "the protocol mixes items in a way that this modality does not offer",
+                got=name,
+                expected=f"one of {', '.join(sorted(known))}, none",
+                hint=hint,
+            )
+        return known[name]
 
     def train(self, sets: Sequence[Batch | RealData], purpose: str = "learner") -> list[Params]:
         """Train one learner on each of `sets`; the same set may be given several times."""
+        if self.mixer is not None:
+            for data in {id(data): data for data in sets}.values():
+                self._require_mixable(data)
         names = [f"{purpose}/{place}" for place in range(len(sets))]
         if self._stackable(sets):
             run = _Run(self, names, [s for s in sets if isinstance(s, Batch)])
@@ -55,11 +92,24 @@ class Trainer:
             trained += _Run(self, [name], [data]).finish(self.on_epoch, place, len(sets))
         return trained
 
+    def _require_mixable(self, data: Batch | RealData) -> None:
+        probe = data if isinstance(data, Batch) else data.select(torch.arange(1))
+        if probe.joint:
+            what = "the items are one structure, which cannot be mixed in pairs"
+        elif not any(leaf.is_floating_point() for leaf in tree_leaves(probe.inputs)):
+            what = "mixing interpolates floating-point inputs; these have none"
+        else:
+            return
+        raise UserError(what, got=self.protocol.mix, hint="Set evaluate.mix=none.")
+
     def _stackable(self, sets: Sequence[Batch | RealData]) -> bool:
         batches = [data for data in sets if isinstance(data, Batch)]
         if len(sets) < 2 or len(batches) < len(sets) or self.learner.mixes_items:
             return False
         if self.learner.task.coupled or self.protocol.selection == "validation":
+            return False
+        if self.mixer is not None:
+            # a learner has its own pairs and its own share at every step
             return False
         alike = all(len(b) == len(batches[0]) and not b.joint for b in batches)
         items = len(batches[0])
@@ -90,7 +140,11 @@ class _Run:
         }
         self.best: Params | None = None
         self.best_score: float | None = None
-        self.done = 0
+        batches = [data for data in sets if isinstance(data, Batch)]
+        self.whole: Batch | None = None
+        if batches and (batches[0].joint or len(batches[0]) <= trainer.protocol.batch_size):
+            # the order of items in the only mini-batch of an epoch is nothing to a learner
+            self.whole = batches[0] if len(batches) == 1 else tree_cat(batches)
 
     def finish(self, on_epoch: Callable[[int, int], None], place: int, of: int) -> list[Params]:
         """Train to the end of the protocol and return one parameter dict per learner."""
@@ -101,19 +155,34 @@ class _Run:
         for epoch in range(epochs):
             if protocol.schedule == "dc" and epoch == epochs // 2 + 1:
                 # the published code makes a new optimiser here, which forgets the momentum
-                optimiser = self._optimiser(0.1 * protocol.lr)
+                optimiser = self._optimiser(0.1)
             self._epoch(optimiser, epoch)
             if protocol.selection == "validation" and epoch + 1 in checks:
                 self._check()
             on_epoch(place * epochs + (epoch + 1) * len(self.names), of * epochs)
         return self._results()
 
-    def _optimiser(self, lr: float | None = None) -> torch.optim.Optimizer:
+    def _optimiser(self, factor: float = 1.0) -> torch.optim.Optimizer:
         p = self.t.protocol
-        leaves = list(self.t.learner.trainable(self.params).values())
+        groups: list[dict[str, Any]] = [
+            {"params": leaves, "lr": factor * rate, "base": rate} for rate, leaves in self._rated()
+        ]
         if p.optimiser == "adam":
-            return torch.optim.Adam(leaves, lr or p.lr, weight_decay=p.weight_decay)
-        return torch.optim.SGD(leaves, lr or p.lr, p.momentum, weight_decay=p.weight_decay)
+            return torch.optim.Adam(groups, weight_decay=p.weight_decay)
+        return torch.optim.SGD(groups, momentum=p.momentum, weight_decay=p.weight_decay)
+
+    def _rated(self) -> list[tuple[float, list[Tensor]]]:
+        """Rates and the leaves that they are for."""
+        learner, lr = self.t.learner, self.t.protocol.lr
+        leaves = learner.trainable(self.params)
+        if self.t.rates is None:
+            assert not isinstance(lr, str), "a learned step size is resolved before"
+            return [(lr, list(leaves.values()))]
+        groups = learner.groups_of_parameters.values()
+        return [
+            (rate, [leaves[name] for name in names])
+            for rate, names in zip(self.t.rates, groups, strict=True)
+        ]
 
     def _epoch(self, optimiser: torch.optim.Optimizer, epoch: int) -> None:
         steps = math.ceil(len(self.sets[0]) / self.t.protocol.batch_size)
@@ -121,7 +190,7 @@ class _Run:
             factor = rate_factor(self.t.protocol, epoch + step / steps)
             if factor is not None:
                 for group in optimiser.param_groups:
-                    group["lr"] = self.t.protocol.lr * factor
+                    group["lr"] = group["base"] * factor
             optimiser.zero_grad(set_to_none=True)
             loss = self._loss(batch)
             loss.backward()
@@ -134,10 +203,29 @@ class _Run:
             )
 
     def _loss(self, batch: Batch) -> Tensor:
+        if self.stacked:
+            return self._stacked_loss(batch)
+        mixer, stream = self.t.mixer, self.streams[0]
+        chance = self.t.protocol.mix_probability
+        if mixer is None or float(torch.rand((), generator=stream)) >= chance:
+            return self.t.learner.loss(self.params, batch)
+        return self._mixed_loss(batch, mixer, stream)
+
+    def _mixed_loss(self, batch: Batch, mixer: Mixer, stream: torch.Generator) -> Tensor:
+        """Mix pairs and, as Yun et al. 2019, their losses: any kind of target can be mixed so."""
         learner = self.t.learner
-        if not self.stacked:
-            return learner.loss(self.params, batch)
-        count = len(self.names)
+        order = torch.randperm(len(batch), generator=stream)
+        partner = batch.select(order.to(batch.groups.device))
+        inputs, kept = mixer(batch.inputs, partner.inputs, stream)
+        outputs = learner.outputs(self.params, batch.with_inputs(inputs))
+        own, others = (
+            weighted_mean(learner.task.item_losses(outputs, of.targets), of.weights)
+            for of in (batch, partner)
+        )
+        return kept * own + (1 - kept) * others
+
+    def _stacked_loss(self, batch: Batch) -> Tensor:
+        learner, count = self.t.learner, len(self.names)
         inputs = tree_map(lambda leaf: leaf.unflatten(0, (count, -1)), batch.inputs)
         outputs = learner.stacked_outputs(self.params, inputs)
         flat = tree_map(lambda leaf: leaf.flatten(0, 1), outputs)
@@ -154,8 +242,8 @@ class _Run:
             for batch in data.batches(size, self.streams[0]):
                 yield self._augmented(batch)
             return
-        if data.joint:
-            yield self._augmented(data)
+        if self.whole is not None:
+            yield self._augmented(self.whole)
             return
         orders = [torch.randperm(len(data), generator=stream) for stream in self.streams]
         for start in range(0, len(data), size):
@@ -202,14 +290,61 @@ def rate_factor(protocol: Protocol, epoch: float) -> float | None:
         if done < peak:
             return max(done / peak, 0.02)
         return 0.5 * (1 + math.cos(math.pi * (done - peak) / (1 - peak)))
+    if protocol.schedule == "idc":
+        # in whole epochs, as the published code counts: Kim et al. 2022, `train.py`
+        drops = (2 * protocol.epochs // 3, 5 * protocol.epochs // 6)
+        return 0.2 ** sum(epoch >= drop for drop in drops)
     return None
+
+
+def mixup(inputs: Tree, partner: Tree, generator: torch.Generator) -> tuple[Tree, float]:
+    """Interpolate the items at a share drawn from Beta(1, 1) (Zhang et al. 2018, eq. 1).
+
+    Fields that are not floating-point (masks, positions) stay those of `inputs`.
+    """
+    kept = float(torch.rand((), generator=generator))  # Beta(1, 1) is uniform
+    others = iter(tree_leaves(partner))
+
+    def interpolated(leaf: Tensor) -> Tensor:
+        other = next(others)
+        return kept * leaf + (1 - kept) * other if leaf.is_floating_point() else leaf
+
+    return tree_map(interpolated, inputs), kept
+
+
+def no_step_size() -> UserError:
+    """Build the error for a learned rate that no set brings along."""
+    return UserError(
+        "protocol asks for a learned step size, the set has none",
+        hint="Give a rate, e.g. evaluate.lr=0.01.",
+    )
+
+
+def label_kind(batch: Batch, task: Task) -> str:
+    """``"soft"`` for class probabilities, ``"hard"`` for class numbers, else ``"own"``."""
+    targets = batch.targets
+    if not isinstance(targets, Tensor) or "hard" not in task.label_kinds:
+        return "own"
+    if targets.is_floating_point():
+        return "soft" if "soft" in task.label_kinds and targets.ndim == 2 else "own"
+    return "hard"
+
+
+def labelled(batch: Batch, task: Task, labels: str) -> Batch:
+    """Take `labels`: the set's ``"own"``, or ``"hard"``: its classes where it has probabilities.
+
+    The class of an item is its matching group. Targets that are no classes stay as they are.
+    """
+    if labels == "own" or label_kind(batch, task) != "soft":
+        return batch
+    return dataclasses.replace(batch, targets=batch.groups)
 
 
 @torch.no_grad()
 def score(learner: Learner, params: Params, data: RealData, size: int = 1024) -> float:
     """Score `params` on the whole of `data` by the task's metric."""
     outputs, targets = [], []
-    for batch in [data.select(torch.arange(len(data)))] if _is_joint(data) else data.batches(size):
+    for batch in [data.select(torch.arange(len(data)))] if data.joint else data.batches(size):
         result: Any = learner.outputs(params, batch, train=False)
         truth = batch.targets
         if batch.joint:
@@ -221,10 +356,6 @@ def score(learner: Learner, params: Params, data: RealData, size: int = 1024) ->
     if not all(bool(torch.isfinite(leaf).all()) for leaf in tree_leaves(everything)):
         raise NonFiniteError("a trained learner gives non-finite outputs; lower evaluate.lr")
     return learner.task.score(everything, tree_cat(targets))
-
-
-def _is_joint(data: RealData) -> bool:
-    return data.select(torch.arange(1)).joint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,4 +379,5 @@ class Scores:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"mean": self.mean, "std": self.std, "n": len(self.values), "values": self.values}
+        values = list(self.values)
+        return {"mean": self.mean, "std": self.std, "n": len(values), "values": values}

@@ -72,29 +72,50 @@ def explain(
 def _path(model: Any, location: tuple[Any, ...], kind: str) -> list[str]:
     """Keys of `location` as the user wrote them: pydantic's names of union branches left out."""
     keys = []
+    models = [model]
     for place, part in enumerate(location):
-        fields = getattr(model, "model_fields", {})
-        is_key = not fields or part in fields or place == 0
+        known = _fields(models)
+        is_key = not known or part in known or place == 0
         is_key = is_key or (kind == "extra_forbidden" and place == len(location) - 1)
-        if isinstance(part, int) or (is_key and model is not None):
+        if isinstance(part, int) or (is_key and models):
             keys.append(str(part))
-        if part in fields:
-            model = next(_models(fields[part].annotation), None)
+        models = _below(models, part)
     return keys
 
 
 def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
     """Names of the fields of the nested model at `location`."""
+    models = [model]
     for part in location:
-        fields = getattr(model, "model_fields", {})
-        if part in fields:
-            model = next(_models(fields[part].annotation), model)
-    return list(getattr(model, "model_fields", {}))
+        models = _below(models, part) or models
+    return list(_fields(models))
+
+
+def _fields(models: list[Any]) -> dict[str, Any]:
+    return {
+        name: field
+        for model in models
+        for name, field in getattr(model, "model_fields", {}).items()
+    }
+
+
+def _below(models: list[Any], part: Any) -> list[Any]:
+    """The models one step further down: those of a field, or the branch of a union by its kind."""
+    fields = _fields(models)
+    if part in fields:
+        return list(_models(fields[part].annotation))
+    branches = [model for model in models if _kind_of(model) == part]
+    return branches or models
+
+
+def _kind_of(model: Any) -> Any:
+    field = getattr(model, "model_fields", {}).get("kind")
+    return None if field is None else field.default
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif typing.get_origin(annotation) in (Annotated, typing.Union, types.UnionType):
+    elif typing.get_origin(annotation) in (Annotated, typing.Union, types.UnionType, list):
         for part in typing.get_args(annotation):
             yield from _models(part)

@@ -33,6 +33,31 @@ class HardLabels(Labels):
         return decoded, targets if expand == 1 else targets.repeat_interleave(expand, dim=0)
 
 
+class SoftLabels(Labels):
+    """Probabilities softmax(logits / temperature) [M, C]; the logits are learned or renewed.
+
+    Learned with the items they are DATM's labels (Guo et al. 2024); with `learned` False they are
+    what a `Teacher` says. A packed item hands its own to all its parts.
+    """
+
+    logits: Tensor
+
+    def __init__(self, logits: Tensor, *, temperature: float = 1.0, learned: bool = True) -> None:
+        super().__init__()
+        self.kind = "soft" if learned else "teacher"
+        self.temperature = temperature
+        if learned:
+            self.logits = nn.Parameter(logits.detach().clone())
+        else:
+            self.register_buffer("logits", logits.detach().clone())
+
+    def attach(self, index: Tensor | None, decoded: Tree, expand: int) -> tuple[Tree, Tree]:
+        """Turn the logits into probabilities."""
+        logits = self.logits if index is None else self.logits[index]
+        targets = (logits / self.temperature).softmax(dim=-1)
+        return decoded, targets if expand == 1 else targets.repeat_interleave(expand, dim=0)
+
+
 class DerivedLabels(Labels):
     """Targets made by the representation: its decode returns ``{"inputs": …, "targets": …}``.
 

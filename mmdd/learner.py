@@ -106,6 +106,11 @@ class Learner:
         }
 
     @property
+    def trainable_names(self) -> list[str]:
+        """Names of the parameters, buffers left out."""
+        return list(self._names)
+
+    @property
     def groups_of_parameters(self) -> dict[str, list[str]]:
         """Parameter names by group: matched, normalised and stepped separately."""
         return getattr(self.encoder, "parameter_groups", None) or {"all": list(self._names)}
@@ -135,6 +140,33 @@ class Learner:
     def loss(self, params: Params, batch: Batch, *, train: bool = True) -> Tensor:
         """Weighted mean of the item losses."""
         return weighted_mean(self.item_losses(params, batch, train=train), batch.weights)
+
+    def pure_loss(
+        self,
+        params: Params,
+        inputs: Tree,
+        targets: Tree,
+        weights: Tensor | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Mean loss that has no effect but its value: to be transformed by `torch.func`.
+
+        Runs uncompiled, in the mode that the encoder is in, and in `dtype` (the learner's own if
+        not given). Running statistics are updated in copies, so that batch norm is pure too.
+        """
+        dtype = self.dtype if dtype is None else dtype
+        if self.mixes_items:
+            buffers = {name: params.get(name, own) for name, own in self.encoder.named_buffers()}
+            params = {**params, **{name: value.clone() for name, value in buffers.items()}}
+        outputs = self._call("forward", params, inputs, dtype)
+        wide = _wide(dtype)
+        targets = tree_map(lambda leaf: _to(leaf, wide), targets)
+        return weighted_mean(self.task.item_losses(outputs, targets), weights)
+
+    def transform(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn`, compiled if this learner is: for transforms of `pure_loss`."""
+        return torch.compile(fn, dynamic=False) if self.compiled else fn
 
     def stacked_outputs(self, params: Params, inputs: Tree, *, train: bool = True) -> Any:
         """K learners at once: params [K, ...] and inputs [K, n, ...] -> outputs [K, n, C]."""
@@ -167,12 +199,20 @@ class Learner:
             parts.append(tree_take(part, slice(stop - start)))
         return tree_cat(parts)
 
-    def _call(self, method: Method, params: Params, inputs: Tree) -> Any:
-        cast = {f"encoder.{name}": _to(value, self.dtype) for name, value in params.items()}
-        inputs = tree_map(lambda leaf: _to(leaf, self.dtype), inputs)
+    def _call(
+        self, method: Method, params: Params, inputs: Tree, dtype: torch.dtype | None = None
+    ) -> Any:
+        dtype = self.dtype if dtype is None else dtype
+        cast = {f"encoder.{name}": _to(value, dtype) for name, value in params.items()}
+        inputs = tree_map(lambda leaf: _to(leaf, dtype), inputs)
         result = functional_call(self._module, cast, (method, inputs))
-        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        wide = _wide(dtype)
         return tree_map(lambda leaf: _to(leaf, wide), result)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What results of arithmetic in `dtype` are handed over in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _to(leaf: Tensor, dtype: torch.dtype) -> Tensor:

@@ -25,7 +25,11 @@ class RealData(abc.ABC):
     groups: [N] int64 on the CPU: the matching group of each item.
     num_groups: G; every group number lies in ``0..G-1``.
     device: where batches are delivered.
+
+    `joint` is True for a set that is one structure, which is forwarded whole.
     """
+
+    joint: bool = False
 
     def __init__(
         self, targets: Tensor | None, groups: Tensor, num_groups: int, device: torch.device | str
@@ -143,8 +147,10 @@ class JointData(RealData):
     Parameters
     ----------
     structure: the whole input, e.g. a dict with features and adjacency.
-    train_index: [k] the items that may be sampled; the others are context only.
+    index: [k] the items that may be sampled; the others are context only.
     """
+
+    joint = True
 
     def __init__(
         self,

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mmdd import build
+from mmdd import build, start
 from mmdd.batch import Batch
+from mmdd.cache import cache_folder
 from mmdd.errors import UserError
-from mmdd.evaluate import Scores, Trainer, score
+from mmdd.evaluate import Scores, Trainer, label_kind, labelled, no_step_size, score
 from mmdd.files import write_json
+from mmdd.learner import Learner
 from mmdd.modality import Splits
 from mmdd.progress import Progress
+from mmdd.protocols import Protocol
 from mmdd.rng import generator
 from mmdd.synthetic import SyntheticSet
+from mmdd.trees import tree_map
 
-Table = dict[str, dict[str, dict[str, Any]]]
-"""encoder -> row (synthetic, random, herding, full) -> mean, std, n."""
+Row = dict[str, Any]
+"""mean, std, n and values of a row, the labels that it was trained on, and its rate if learned."""
+
+Table = dict[str, dict[str, Row]]
+"""encoder -> row (synthetic, random, herding, full) -> `Row`."""
+
+REVISION = 2
+"""Of what a cached row depends on beside its key: raised when the same key gives other numbers."""
 
 
 class Judge:
@@ -55,53 +66,82 @@ class Judge:
         learners: int | None = None,
         baselines: bool = True,
     ) -> Table:
-        """Score the set, and the baselines beside it, with every encoder."""
+        """Score the set, and the baselines beside it, with every encoder.
+
+        Raises `UserError` where the protocol asks for a learned step size and the set has none.
+        """
+        if self.protocol.lr == "learned" and synthetic.step_size is None:
+            raise no_step_size()
         names = list(encoders) or [self.parts.recipe.learner.encoder, *self.options.encoders]
         count = learners or self.options.learners
         return {name: self._rows(name, synthetic, count, baselines) for name in names}
 
     def _rows(
         self, encoder: str, synthetic: SyntheticSet, count: int, baselines: bool
-    ) -> dict[str, dict[str, Any]]:
-        batch = detached(synthetic)
+    ) -> dict[str, Row]:
+        batch = labelled(detached(synthetic), self.parts.task, self.protocol.labels)
         rows = 1 + (len(self.options.baselines) if baselines else 0)
         items = 3.0 * self.protocol.epochs * len(batch) * count * rows
         learner = self.parts.learner(items, encoder)
-        trainer = self.parts.trainer(learner, self.protocol, self.splits.validation)
+        # baselines too are trained at the rate that was learned: rows differ by their data alone
+        protocol, rates = with_rates(self.protocol, synthetic, learner)
+        trainer = self.parts.trainer(learner, protocol, self.splits.validation, rates=rates)
         found = {"synthetic": self._score(trainer, [batch] * count, f"{encoder}: synthetic")}
         if baselines:
             counts = synthetic.groups.cpu().bincount(minlength=synthetic.num_groups)
             for how in self.options.baselines:
-                sets = self.chosen(how, counts, count)
-                found[how] = self._score(trainer, sets, f"{encoder}: {how}")
+                found[how] = self._baseline(how, encoder, trainer, counts, count)
+        if self.protocol.lr == "learned":
+            for row in found.values():
+                row["lr"] = list(rates or [float(protocol.lr)])
+        if baselines:
             full = self._full(encoder, count)
             if full is not None:
                 found["full"] = full
         return found
+
+    def _baseline(
+        self, how: str, encoder: str, trainer: Trainer, counts: Tensor, count: int
+    ) -> Row:
+        recipe = self.parts.recipe
+        # features of the recipe's own encoder decide which items are chosen
+        chosen_in = [recipe.learner.model_dump(), recipe.run.precision, recipe.run.compile]
+        key = self._key(trainer, encoder, count) | {
+            "how": how,
+            "counts": counts.tolist(),
+            "chosen_in": None if how == "random" else chosen_in,
+        }
+
+        def compute() -> Row:
+            return self._score(trainer, self.chosen(how, counts, count), f"{encoder}: {how}")
+
+        return remembered(how, key, compute)
 
     def chosen(self, how: str, counts: Tensor, learners: int) -> list[Batch]:
         """One training set of real items per learner: random sets differ, others are the same."""
         train, seed = self.splits.train, self.parts.recipe.run.seed
         if how == "random":
             indices = [
-                build.chosen_items(self.parts, how, train, counts, seed + 1000 * (place + 1))
+                start.chosen_items(self.parts, how, train, counts, seed + 1000 * (place + 1))
                 for place in range(learners)
             ]
             return [train.select(index) for index in indices]
-        return [train.select(build.chosen_items(self.parts, how, train, counts, seed))] * learners
+        return [train.select(start.chosen_items(self.parts, how, train, counts, seed))] * learners
 
-    def _score(self, trainer: Trainer, sets: Sequence[Any], name: str) -> dict[str, Any]:
+    def _score(self, trainer: Trainer, sets: Sequence[Any], name: str) -> Row:
         total = trainer.protocol.epochs * len(sets)
         test = self.splits.test
         assert test is not None
         with self.progress.task(name, total) as update:
             trainer.on_epoch = lambda done, of: update(done)
             trained = trainer.train(sets)
-        return Scores(tuple(score(trainer.learner, params, test) for params in trained)).as_dict()
+        scores = Scores(tuple(score(trainer.learner, params, test) for params in trained))
+        first = sets[0] if isinstance(sets[0], Batch) else sets[0].select(torch.arange(1))
+        return scores.as_dict() | {"labels": label_kind(first, self.parts.task)}
 
     # -- the full-data reference ---------------------------------------------------------------
 
-    def _full(self, encoder: str, count: int) -> dict[str, Any] | None:
+    def _full(self, encoder: str, count: int) -> Row | None:
         if self.options.full is False:
             return None
         train = self.splits.train
@@ -110,9 +150,12 @@ class Judge:
             protocol = protocol.model_copy(update={"selection": "last"})
         learner = self.parts.learner(3.0 * protocol.epochs * len(train) * count, encoder)
         trainer = self.parts.trainer(learner, protocol, self.splits.validation)
-        cache = self._cache_file(trainer, encoder, count)
-        if cache.is_file():
-            return json.loads(cache.read_text())
+        key = self._key(trainer, encoder, count)
+        return remembered("full", key, lambda: self._full_row(trainer, encoder, count))
+
+    def _full_row(self, trainer: Trainer, encoder: str, count: int) -> Row | None:
+        """Train on the whole training split, unless that takes too long."""
+        protocol = trainer.protocol
         minutes = self._minutes(trainer, count)
         if self.options.full == "auto" and minutes > self.options.full_minutes:
             self.progress.say(
@@ -121,9 +164,7 @@ class Judge:
                 " evaluate.full=true."
             )
             return None
-        found = self._score(trainer, [train] * count, f"{encoder}: full data")
-        _store(cache, found)
-        return found
+        return self._score(trainer, [self.splits.train] * count, f"{encoder}: full data")
 
     def _minutes(self, trainer: Trainer, count: int) -> float:
         """Estimate the time of `count` learners from a few mini-batches, after one to warm up."""
@@ -145,36 +186,94 @@ class Judge:
         steps = protocol.epochs * len(train) / size
         return count * steps * seconds / 60
 
-    def _cache_file(self, trainer: Trainer, encoder: str, count: int) -> Path:
-        key = {
+    # -- rows that are kept ----------------------------------------------------------------------
+
+    def _key(self, trainer: Trainer, encoder: str, count: int) -> dict[str, Any]:
+        """What decides the bits of a row, but for the choice of its training sets."""
+        recipe, learner = self.parts.recipe, trainer.learner
+        return {
             "data": self.parts.info.fingerprint,
-            "encoder": [encoder, repr(trainer.learner.encoder)],
+            "task": self.parts.task.name,
+            "encoder": [encoder, repr(learner.encoder)],
             "protocol": trainer.protocol.model_dump(),
-            "augment": self.parts.recipe.augment.model_dump(),
-            "precision": str(trainer.learner.dtype),
+            "rates": trainer.rates,
+            "augment": (recipe.evaluate.augment or recipe.augment).model_dump(mode="json"),
+            "precision": str(learner.dtype),
+            "compiled": learner.compiled,
+            # the order of a sum, and so its last bits, is the machine's and the library's
+            "machine": [learner.device.type, torch.get_num_threads(), torch.__version__],
             "seed": trainer.seed,
             "learners": count,
-            "revision": 1,
+            "revision": REVISION,
         }
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        return cache_folder() / "full" / f"{digest}.json"
+
+
+def with_rates(
+    protocol: Protocol, synthetic: SyntheticSet, learner: Learner
+) -> tuple[Protocol, list[float] | None]:
+    """Put the step size that was learned with the set into a protocol that asks for it.
+
+    Returns the protocol with a number for its rate, and one rate per group of the learner's
+    parameters where the set has as many. A learner with other groups gets their geometric mean:
+    rates live on a logarithmic scale.
+
+    Raises `UserError` if the set has none.
+    """
+    if protocol.lr != "learned":
+        return protocol, None
+    if synthetic.step_size is None:
+        raise no_step_size()
+    rates = synthetic.step_size.values().detach().double().flatten().tolist()
+    mean = rates[0]
+    if len(rates) > 1:
+        mean = math.exp(sum(map(math.log, rates)) / len(rates))
+    fits = len(rates) > 1 and len(rates) == len(learner.groups_of_parameters)
+    return protocol.model_copy(update={"lr": mean}), rates if fits else None
 
 
 def detached(synthetic: SyntheticSet) -> Batch:
     """Decode the whole set once, without its graph: what a user would train on."""
     with torch.no_grad():
-        return synthetic.batch()
+        batch = synthetic.batch()
+    # a decode may hand out the learnable tensor itself, which training would send gradients to
+    return tree_map(torch.Tensor.detach, batch)
 
 
-def cache_folder() -> Path:
-    """Where costly references are kept: ``MMDD_CACHE``, or the user's cache folder."""
-    base = os.environ.get("MMDD_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmdd"
+R = TypeVar("R")
 
 
-def _store(path: Path, found: dict[str, Any]) -> None:
+def remembered(name: str, key: Mapping[str, Any], compute: Callable[[], R]) -> R:
+    """Read the row of `key` from the cache, or compute it and keep it unless it is None.
+
+    JSON keeps every bit of a float: a row that is read equals the one that was computed. With
+    ``MMDD_RECOMPUTE=1`` in the environment nothing is read; what is computed replaces what is kept.
+
+    Parameters
+    ----------
+    name: folder inside the cache.
+    key: everything that decides the row, as JSON values.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    path = cache_folder() / name / f"{digest}.json"
+    anew = os.environ.get("MMDD_RECOMPUTE", "") not in ("", "0")
+    found = None if anew else _read(path)
+    if found is None:
+        found = compute()
+        if found is not None:
+            _store(path, found)
+    return found
+
+
+def _read(path: Path) -> Any:
+    """Return the row in `path`; None where there is none, or something else than a row."""
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("values"), list) else None
+
+
+def _store(path: Path, found: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)

@@ -22,6 +22,7 @@ from mmdd import build, machine
 from mmdd.distiller import Distiller
 from mmdd.errors import NonFiniteError, UserError
 from mmdd.evaluate import Trainer, score
+from mmdd.experts import Experts
 from mmdd.files import load_tree, require_writable, save_tree, write_atomic
 from mmdd.modality import Splits
 from mmdd.progress import Progress
@@ -41,6 +42,13 @@ class Interrupted(Exception):
     """The user stopped the run; its state is saved."""
 
 
+def begin(recipe: Recipe, folder: Path) -> None:
+    """Write the recipe with every default, before any long work: from here `resume` goes on."""
+    require_writable(folder, 2**20)
+    dump = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    write_atomic(folder / RECIPE, dump.encode())
+
+
 class Run:
     """A distillation in a folder.
 
@@ -56,13 +64,14 @@ class Run:
         parts: build.Parts,
         folder: Path | None,
         progress: Progress | None = None,
+        experts: Experts | None = None,
     ) -> None:
         self.recipe = recipe
         self.splits = splits
         self.parts = parts
         self.folder = folder
         self.progress = progress or Progress()
-        self.distiller: Distiller = build.distiller(parts, splits)
+        self.distiller: Distiller = build.distiller(parts, splits, experts)
         self.steps = recipe.optimise.steps
         self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
@@ -74,14 +83,10 @@ class Run:
 
     # -- starting and continuing -----------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Write the recipe with every default, before any long work."""
-        if self.folder is None:
-            return
-        need = 6 * self.distiller.synthetic.nbytes + 2**20
-        require_writable(self.folder, need)
-        dump = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
-        write_atomic(self.folder / RECIPE, dump.encode())
+    def require_room(self) -> None:
+        """Raise `UserError` if the folder cannot hold check-point and artifact."""
+        if self.folder is not None:
+            require_writable(self.folder, 6 * self.distiller.synthetic.nbytes + 2**20)
 
     def restore(self) -> None:
         """Continue from the check-point; a run without one starts at step 0."""
@@ -115,7 +120,7 @@ class Run:
         Raises `Interrupted` after Ctrl-C (state saved) and `NonFiniteError` with the last good
         state kept.
         """
-        with _stop_on_signal() as stopped, self.progress.task("distilling", self.steps) as update:
+        with stop_on_signal() as stopped, self.progress.task("distilling", self.steps) as update:
             while self.distiller.number < self.steps and not self._out_of_time():
                 started = time.perf_counter()
                 try:
@@ -202,6 +207,8 @@ class Run:
         """Take the state that is handed back: the last, or the one validation preferred."""
         if self.recipe.run.keep == "validation" and self.best is not None:
             self.distiller.synthetic.load_state_dict(self.best)
+        elif self.distiller.teacher is not None:
+            self.distiller.teacher.renew(self.distiller.synthetic)
         self.distiller.synthetic.check_finite("at the end of the run")
 
     # -- files -----------------------------------------------------------------------------------
@@ -243,7 +250,7 @@ class Run:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
+def stop_on_signal() -> Iterator[threading.Event]:
     """Turn Ctrl-C and SIGTERM into a wish to stop after the step; a second Ctrl-C stops at once."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():

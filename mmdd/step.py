@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from mmdd.batch import Batch
 from mmdd.learner import Learner
 from mmdd.modality import Augmentation
 from mmdd.real import RealData
+from mmdd.rng import generator
+from mmdd.sources import Drawn
 from mmdd.synthetic import SyntheticSet
 
 Selector = Callable[["Step"], Tensor]
@@ -25,20 +27,22 @@ class Step:
 
     Attributes
     ----------
-    drawn: what the parameter source drew, usually `Params`.
+    drawn: what the parameter source drew.
     per_group: real items per group.
     generator: the stream that real items are drawn from.
+    seed: the run's, for `random`.
     augmentation, draw: one draw per group, shared by the real and the synthetic batch (siamese).
     groups: the groups to compare, or None for all of them.
     """
 
     number: int
     learner: Learner
-    drawn: Any
+    drawn: Drawn
     synthetic: SyntheticSet
     real: RealData
     per_group: int
     generator: torch.Generator
+    seed: int = 0
     augmentation: Augmentation | None = None
     draw: Any = None
     groups: Tensor | None = None
@@ -61,6 +65,14 @@ class Step:
             return batch
         return batch.with_inputs(self.augmentation(batch.inputs, self.draw, batch.groups))
 
+    def random(self, purpose: str) -> torch.Generator:
+        """Numbers for one purpose of this step: the same at every pass and after a resume."""
+        return generator(self.seed, f"{purpose}/{self.number}")
+
+    def of_net(self, drawn: Drawn) -> Step:
+        """The same comparison at another net."""
+        return dataclasses.replace(self, drawn=drawn)
+
     def of_groups(self, groups: Tensor) -> Step:
         """The same comparison restricted to some groups (draw and net unchanged)."""
         return dataclasses.replace(self, groups=groups)
@@ -70,11 +82,50 @@ class Objective:
     """A scalar to minimise.
 
     `by_group` is True when the objective is a sum over groups, so that a step may be computed
-    some groups at a time with the same gradient in less memory.
+    some groups at a time with the same gradient in less memory. `stacks` is True when it compares
+    at stacked nets in one go; others are called once per net.
     """
 
     by_group: bool = False
+    stacks: bool = False
 
     def __call__(self, step: Step) -> Tensor:
-        """Scalar loss, differentiable in the leaves of ``step.synthetic``."""
+        """Scalar loss, differentiable in the leaves of ``step.synthetic``.
+
+        A loss without a graph means: nothing to learn from this step.
+        """
         raise AssertionError("an objective defines __call__")
+
+
+class WeightedSum(Objective):
+    """Several objectives with their weights; mean over the nets where several were drawn."""
+
+    def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
+        self.terms = list(terms)
+        self.by_group = all(objective.by_group for _, objective in terms)
+        self.stacks = True
+
+    def __call__(self, step: Step) -> Tensor:
+        """Weighted sum of the terms."""
+        parts = [weight * self._mean(objective, step) for weight, objective in self.terms]
+        return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
+
+    @staticmethod
+    def _mean(objective: Objective, step: Step) -> Tensor:
+        if objective.stacks:
+            return objective(step)
+        losses = [objective(step.of_net(drawn)) for drawn in step.drawn.each()]
+        return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
+
+
+def with_gradient(value: Tensor, gradients: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """A scalar worth `value` whose backward pass hands each tensor the gradient that is known.
+
+    `gradients` are pairs of a tensor with a graph and the derivative of `value` with respect to
+    it. Lets compiled or memory-saving derivatives join the graph of decode and augmentation.
+    """
+    linear = [(tensor * gradient.detach()).sum() for tensor, gradient in gradients]
+    if not linear:
+        return value.detach()
+    total = torch.stack(linear).sum()
+    return value.detach() + (total - total.detach())

@@ -5,6 +5,8 @@ Shape suffixes: M stored items, m items of a batch, G groups.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,23 @@ from mmdd.representations import Representation
 from mmdd.trees import tree_bytes
 
 
+class StepSize(nn.Module):
+    """Rates of inner training, one per group of parameters [P]; kept as logarithms: never negative.
+
+    A step of size r on the logarithm changes a rate a like a step of size r a^2 on itself.
+    """
+
+    log: nn.Parameter
+
+    def __init__(self, initial: float, groups: int = 1) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.full((groups,), math.log(initial)))
+
+    def values(self) -> Tensor:
+        """[P] positive rates."""
+        return self.log.exp()
+
+
 class SyntheticSet(nn.Module):
     """What is learned and what is handed back.
 
@@ -22,6 +41,7 @@ class SyntheticSet(nn.Module):
     ----------
     groups: [M] int64, the matching group of each stored item.
     joint: True when the stored items form one structure (a graph).
+    step_size: rates of the inner training, learned with the items (trajectory matching).
     """
 
     groups: Tensor
@@ -34,8 +54,10 @@ class SyntheticSet(nn.Module):
         num_groups: int,
         *,
         joint: bool = False,
+        step_size: StepSize | None = None,
     ) -> None:
         super().__init__()
+        self.step_size = step_size
         self.representation = representation
         self.labels = labels
         self.num_groups = num_groups
@@ -70,6 +92,8 @@ class SyntheticSet(nn.Module):
         """Everything that is optimised, by the name that the recipe's `optimise` section uses."""
         found = self.representation.leaves()
         found.update({f"labels.{name}": leaf for name, leaf in self.labels.named_parameters()})
+        if self.step_size is not None:
+            found["step_size"] = self.step_size.log
         return found
 
     @property

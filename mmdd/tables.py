@@ -82,7 +82,7 @@ def families() -> dict[str, Any]:
             about = {name: str(model.__doc__).split("\n")[0] for name, model in models.items()}
             found.setdefault(family, {})[modality] = about
     found["protocols"] = {
-        name: f"{p.epochs} epochs, {p.optimiser} lr {p.lr:g}, {p.schedule}, {p.selection} epoch"
+        name: f"{p.epochs} epochs, {p.optimiser} lr {p.lr}, {p.schedule}, {p.selection} epoch"
         for name, p in PROTOCOLS.items()
     }
     return found
@@ -99,6 +99,10 @@ def composition(path: Path) -> dict[str, Any]:
         "source": values.get("source"),
         "objective": values.get("objective"),
         "augment": values.get("augment"),
+        "selector": values.get("real", {}).get("selector"),
+        "step_size": synthetic.get("step_size"),
+        "experts": values.get("experts"),
+        "protocol": values.get("evaluate", {}).get("protocol"),
     }
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,25 +21,77 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdd import catalog
+from mmdd.batch import Batch
 from mmdd.distiller import Distiller
+from mmdd.experts import Experts, Recording
 from mmdd.labels import DerivedLabels, HardLabels
-from mmdd.learner import Learner
+from mmdd.learner import Learner, Params
+from mmdd.modality import Augmentation
 from mmdd.optimise import OuterOptimiser
 from mmdd.real import JointData, RealData, ResidentData
 from mmdd.recipe import Leaf
+from mmdd.recording import record
 from mmdd.representations import Direct, Representation
 from mmdd.rng import Streams
+from mmdd.sources import Drawn, Fresh, Surroundings
 from mmdd.step import Objective, Step
-from mmdd.synthetic import SyntheticSet
+from mmdd.synthetic import StepSize, SyntheticSet
 from mmdd.task import Task
 from mmdd.tasks.classification import Classification
+from mmdd.training import Student
 
 ALL = 10**6
 """More real items per group than any fake has: every step sees them all."""
 
+RATES = {
+    "inputs": Leaf(lr=0.1, momentum=0.5),
+    "labels": Leaf(lr=0.1, momentum=0.5),
+    "step_size": Leaf(lr=0.01, momentum=0.5),
+}
+TINY_EXPERTS = Recording(count=3, epochs=4, batch_size=8, lr=0.1)
+
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def everything(data: RealData) -> Batch:
+    return data.select(torch.arange(len(data)))
+
+
+def taught(learner: Learner, params: Params, real: RealData) -> Drawn:
+    """A net, and where a little training on the real items takes it: both trained and target."""
+    student = Student(learner, params, lr=0.1, momentum=0.5)
+    for _ in range(5):
+        student.step(everything(real))
+    end = student.snapshot()
+    return Drawn(params, trained=end, target=end, accuracy=0.5)
+
+
+class Taught(Fresh):
+    """Fresh nets that come with a trained net and a target; for objectives that need those."""
+
+    def __init__(self, around: Surroundings, every: int = 1) -> None:
+        super().__init__(around, every)
+        self.real = around.real
+        self._last: tuple[Params, Drawn] | None = None
+
+    def draw(self, step: int) -> Drawn:
+        params = super().draw(step).params
+        if self._last is None or self._last[0] is not params:
+            self._last = (params, taught(self.learner, params, self.real))
+        return self._last[1]
+
+
+class Shift:
+    """An augmentation: every item is moved by the number that was drawn for its row."""
+
+    def draw(self, count: int, generator: torch.Generator, *, shared_op: bool = False) -> Tensor:
+        return torch.randn(count, generator=generator)
+
+    def __call__(self, inputs: Tensor, draw: Tensor, rows: Tensor | None = None) -> Tensor:
+        moved = draw if rows is None else draw[rows]
+        return inputs + 0.3 * moved.view(-1, *[1] * (inputs.ndim - 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +115,31 @@ class Case:
         with torch.random.fork_rng(devices=[]):
             return Learner(self.net(), self.task, **how)
 
-    def step(self, learner: Learner, synthetic: SyntheticSet, seed: int = 0, **more: Any) -> Step:
-        """One comparison with all real items at the net that `seed` draws."""
+    def begin(self, step_size: float | None = None) -> SyntheticSet:
+        """The synthetic set at its start, with rates of inner training where they are asked for."""
+        made = self.start()
+        if step_size is not None:
+            made.step_size = StepSize(step_size, len(self.learner().groups_of_parameters))
+        return made
+
+    def step(
+        self,
+        learner: Learner,
+        synthetic: SyntheticSet,
+        seed: int = 0,
+        *,
+        related: bool = False,
+        **more: Any,
+    ) -> Step:
+        """One comparison with all real items at the net that `seed` draws.
+
+        `related`: the draw comes with a trained net and a target.
+        """
+        params = learner.init(seeded(seed))
         values = {
             "number": 0,
             "learner": learner,
-            "drawn": learner.init(seeded(seed)),
+            "drawn": taught(learner, params, self.train) if related else Drawn(params),
             "synthetic": synthetic,
             "real": self.train,
             "per_group": ALL,
@@ -85,23 +157,37 @@ class Case:
         rates: Mapping[str, Leaf] | None = None,
         per_group: int = 8,
         pass_items: int = 8192,
+        synthetic: SyntheticSet | None = None,
+        experts: Experts | None = None,
+        augmentation: Augmentation | None = None,
         **source_options: Any,
     ) -> Distiller:
         """A whole run at step 0."""
-        learner, streams, synthetic = self.learner(), Streams(seed), self.start()
-        source_type = catalog.load("source", source, catalog.SOURCES)
-        rates = rates or {"inputs": Leaf(lr=0.1, momentum=0.5)}
+        learner, streams = self.learner(), Streams(seed)
+        synthetic = self.start() if synthetic is None else synthetic
+        around = Surroundings(learner, streams, synthetic, self.train, augmentation, experts)
         return Distiller(
             synthetic=synthetic,
             real=self.train,
             learner=learner,
-            source=source_type(learner, streams, **source_options),
+            source=source_type(source)(around, **source_options),
             objective=objective,
-            optimiser=OuterOptimiser(synthetic.leaves(), rates, steps),
+            optimiser=OuterOptimiser(synthetic.leaves(), {**RATES, **(rates or {})}, steps),
             streams=streams,
+            augmentation=augmentation,
             per_group=per_group,
             pass_items=pass_items,
         )
+
+    def record(self, folder: Path, recording: Recording = TINY_EXPERTS, **more: Any) -> Experts:
+        """Experts of this case, recorded into `folder`."""
+        more = {"seed": 5, "fingerprint": "abc", "about": {}, **more}
+        return record(folder, self.learner(), self.train, recording, **more)
+
+
+def source_type(name: str) -> Any:
+    """A source of the catalog, or the one that is for tests alone."""
+    return Taught if name == "taught" else catalog.load("source", name, catalog.SOURCES)
 
 
 class Chain(nn.Module):

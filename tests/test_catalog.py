@@ -118,14 +118,16 @@ def test_every_task_keeps_the_contract(task):
 def test_models_of_a_recipe_name_the_entries_of_the_catalog():
     from typing import get_args
 
-    from mmdd import recipe
+    from mmdd import method_sections, sections
 
     def kinds(*models):
         return {name for m in models for name in get_args(m.model_fields["kind"].annotation)}
 
-    assert kinds(*_members(recipe.Objective)) == set(catalog.OBJECTIVES)
-    assert kinds(*_members(recipe.Source)) == set(catalog.SOURCES)
-    synthetic = recipe.Synthetic.model_fields
+    assert kinds(*_members(method_sections.Term)) == set(catalog.OBJECTIVES)
+    assert kinds(*_members(method_sections.Objective)) == {*catalog.OBJECTIVES, "sum"}
+    assert kinds(*_members(method_sections.Source)) == set(catalog.SOURCES)
+    assert kinds(*_members(sections.Selector)) == set(catalog.SELECTORS)
+    synthetic = sections.Synthetic.model_fields
     representation = _members(synthetic["representation"].annotation)
     assert kinds(*representation) == set(catalog.REPRESENTATIONS)
     assert kinds(*_members(synthetic["labels"].annotation)) == set(catalog.LABELS)

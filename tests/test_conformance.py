@@ -242,13 +242,13 @@ def test_a_step_leaves_real_data_and_net_as_they_were(case, kind, options):
     run.step()
     index = torch.arange(len(run.real))
     real = copy.deepcopy(run.real.select(index))
-    net = copy.deepcopy(run.source.draw(1))
+    net = copy.deepcopy(run.source.draw(1).params)
     encoder = copy.deepcopy(run.learner.encoder.state_dict())
     run.step()
     torch.testing.assert_close(run.real.select(index).inputs, real.inputs, rtol=0, atol=0)
-    assert_same_bits(run.source.draw(2), net)
+    assert_same_bits(run.source.draw(2).params, net)
     assert_same_bits(run.learner.encoder.state_dict(), encoder)
-    assert all(value.grad is None for value in run.source.draw(2).values())
+    assert all(value.grad is None for value in run.source.draw(2).params.values())
 
 
 # -- every modality --------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def test_every_source_resumes_with_the_same_bits(source):
 def test_fresh_holds_a_net_for_as_long_as_asked():
     case = CASES["separable"]()
     run = case.distiller(build("distribution", {}), every=3)
-    drawn = [run.source.draw(step) for step in range(7)]
+    drawn = [run.source.draw(step).params for step in range(7)]
     same = [all(torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(drawn)]
     assert same == [True, True, False, True, True, False]
 

@@ -15,6 +15,7 @@ from mmdd.objectives.distribution import DistributionMatching, central_moments, 
 from mmdd.real import JointData, ResidentData
 from mmdd.representations import Direct, Representation
 from mmdd.step import Step
+from mmdd.sources import Drawn
 from mmdd.synthetic import SyntheticSet
 from mmdd.trees import tree_map
 
@@ -124,7 +125,7 @@ def test_value_equals_a_plain_loop(case, options):
     value = DistributionMatching(**options)(step)
     assert value.dtype == torch.float64
     assert float(value.detach()) == pytest.approx(
-        plain_value(case, step.drawn, synthetic, options), rel=1e-9
+        plain_value(case, step.drawn.params, synthetic, options), rel=1e-9
     )
 
 
@@ -134,7 +135,7 @@ def test_pairs_and_forecasts_have_one_group():
         synthetic = case.start()
         step = case.step(case.learner(precision="float64"), synthetic)
         value = float(DistributionMatching()(step).detach())
-        expected = plain_value(case, step.drawn, synthetic, {})
+        expected = plain_value(case, step.drawn.params, synthetic, {})
         assert value == pytest.approx(expected, rel=1e-9)
 
 
@@ -194,7 +195,7 @@ def test_equal_means_but_other_spread_is_seen_by_the_second_moment_alone():
     learner._module.encoder = Same()
 
     def value(**options):
-        step = Step(0, learner, {}, wide, data, ALL, seeded(0))
+        step = Step(0, learner, Drawn({}), wide, data, ALL, seeded(0))
         return float(DistributionMatching(**options)(step).detach())
 
     assert value() == pytest.approx(0.0, abs=1e-10)
@@ -282,8 +283,8 @@ def test_groups_absent_from_either_side_do_not_count(options):
         case.step(learner, subset_of(case, [0, 1, 1, 0]), real=only_zero)
     )
     torch.testing.assert_close(loss, expected)
-    made = plain_layers(case, step.drawn, synthetic.batch().inputs)
-    real = plain_layers(case, step.drawn, case.train.values[members])
+    made = plain_layers(case, step.drawn.params, synthetic.batch().inputs)
+    real = plain_layers(case, step.drawn.params, case.train.values[members])
     plain = plain_objective(real, without_one.groups.tolist(), made, [0, 1, 1, 0], options)
     assert float(loss.detach()) == pytest.approx(plain, rel=1e-9)
     loss.backward()
@@ -344,5 +345,5 @@ def test_the_real_side_carries_no_graph():
         return found
 
     learner.features = watched
-    DistributionMatching()(case.step(learner, frozen, drawn=params))
+    DistributionMatching()(case.step(learner, frozen, drawn=Drawn(params)))
     assert seen == [False, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -10,12 +11,22 @@ from fakes import CASES, noise, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdd.build import share_out
 from mmdd.errors import UserError
+from mmdd.files import load_tree, save_tree
+from mmdd.objectives.distribution import DistributionMatching
 from mmdd.real import ResidentData
-from mmdd.selection import group_features, herding, k_center, random, select
+from mmdd.selection import (
+    RealSelector,
+    group_features,
+    herding,
+    k_center,
+    k_means,
+    random,
+    select,
+)
+from mmdd.start import share_out
 
-CHOICES = {"random": random, "herding": herding, "k-center": k_center}
+CHOICES = {"random": random, "herding": herding, "k-center": k_center, "k-means": k_means}
 SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
 
 
@@ -113,6 +124,54 @@ def test_k_center_covers_better_than_chance():
     assert radius(k_center(rows, 8, stream)) < sum(by_chance) / len(by_chance)
 
 
+# -- k-means ---------------------------------------------------------------------------------------
+
+
+def clusters(*sizes, seed=0):
+    """Tight clusters far apart, one after another."""
+    centres = 50 * torch.eye(len(sizes), 6)
+    parts = [centre.expand(size, 6) for centre, size in zip(centres, sizes, strict=True)]
+    return torch.cat(parts) + 0.1 * noise(sum(sizes), 6, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_k_means_takes_the_item_nearest_to_every_centre(seed):
+    sizes = (20, 5, 9)
+    rows = clusters(*sizes)
+    chosen = k_means(rows, 3, seeded(seed)).tolist()
+    nearest, first = set(), 0
+    for size in sizes:
+        own = rows[first : first + size]
+        nearest.add(first + int((own - own.mean(dim=0)).norm(dim=1).argmin()))
+        first += size
+    assert set(chosen) == nearest
+
+
+def test_k_means_follows_its_generator_alone():
+    rows = features(60, 3).float()
+    first = k_means(rows, 7, seeded(3))
+    torch.rand(5)
+    assert torch.equal(first, k_means(rows, 7, seeded(3)))
+    draws = {tuple(k_means(rows, 7, seeded(seed)).tolist()) for seed in range(6)}
+    assert len(draws) > 1
+
+
+@pytest.mark.parametrize("count", [6, 9])
+def test_k_means_of_no_more_items_than_asked_for_takes_all(count):
+    assert sorted(k_means(features(6), count, seeded(0)).tolist()) == list(range(6))
+
+
+def test_k_means_covers_better_than_chance():
+    rows = features(80, 3)
+
+    def error(chosen):
+        return float(torch.cdist(rows, rows[chosen]).min(dim=1).values.square().mean())
+
+    stream = seeded(0)
+    by_chance = [error(random(rows, 8, stream)) for _ in range(20)]
+    assert error(k_means(rows, 8, stream)) < 0.8 * sum(by_chance) / len(by_chance)
+
+
 # -- of every group --------------------------------------------------------------------------------
 
 
@@ -188,6 +247,94 @@ def test_a_group_larger_than_the_pool_still_gives_its_number(name):
     data = ResidentData(noise(40, 2), torch.zeros(40).long(), torch.zeros(40).long(), 1)
     chosen = select(CHOICES[name], data, torch.tensor([15]), seeded(0), pool=10).tolist()
     assert len(set(chosen)) == 15
+
+
+# -- at a step -------------------------------------------------------------------------------------
+
+
+def steps_of(name="separable", per_group=4):
+    """A step at a net of its own for every number."""
+    case = CASES[name]()
+    learner, synthetic = case.learner(), case.start()
+
+    def step(number, **more):
+        made = case.step(learner, synthetic, seed=number, per_group=per_group)
+        return dataclasses.replace(made, number=number, **more)
+
+    return step
+
+
+def test_real_items_are_kept_and_then_chosen_anew():
+    step, selector = steps_of(), RealSelector(k_means, every=3)
+    chosen = [selector(step(number)).tolist() for number in range(8)]
+    assert chosen[0] == chosen[1] == chosen[2] != chosen[3]
+    assert chosen[3] == chosen[4] == chosen[5] != chosen[6]
+    assert chosen[6] == chosen[7]
+
+
+def test_real_items_are_chosen_in_features_of_the_present_net():
+    step, selector = steps_of(), RealSelector(herding, every=2)
+    selector(step(0))
+    at = step(2)
+    found = selector(at)
+    expected = select(
+        herding,
+        at.real,
+        torch.full((3,), 4),
+        seeded(0),
+        learner=at.learner,
+        params=at.drawn.params,
+    )
+    assert torch.equal(found, expected)
+    assert at.real.groups[found].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize("name", ["separable", "joint"])
+@pytest.mark.parametrize("rule", ["random", "k-means"])
+def test_passes_over_groups_choose_the_same_items(name, rule):
+    step = steps_of(name)
+    whole, cut = (RealSelector(CHOICES[rule], every=2, pool=8) for _ in range(2))
+    for number in (0, 1, 2):
+        at = step(number)
+        parts = [cut(at.of_groups(torch.tensor(groups))) for groups in ([1], [0, 2])]
+        found = whole(at)
+        assert torch.equal(torch.cat([parts[1][:4], parts[0], parts[1][4:]]), found)
+
+
+def test_small_groups_give_what_they_have():
+    groups = torch.tensor([0] * 3 + [1] * 20)
+    data = ResidentData(noise(23, 6), groups, groups, 3)
+    step = dataclasses.replace(steps_of(per_group=5)(0), real=data)
+    found = RealSelector(k_means)(step)
+    assert data.groups[found].tolist() == [0] * 3 + [1] * 5
+    assert len(set(found.tolist())) == 8
+
+
+@pytest.mark.parametrize("age", [0, 1, 3, 5])
+def test_a_selectors_state_comes_back_from_the_disk(age, tmp_path):
+    step, selector = steps_of(), RealSelector(k_means, every=3)
+    for number in range(age):
+        selector(step(number))
+    save_tree(tmp_path / "state", selector.state_dict())
+    revived = RealSelector(k_means, every=3)
+    revived.load_state_dict(load_tree(tmp_path / "state"))
+    for number in range(age, age + 4):
+        # chosen at the net of an earlier step, which the present one could not give back
+        assert torch.equal(revived(step(number)), selector(step(number)))
+
+
+def test_a_run_with_a_selector_resumes_with_the_same_bits():
+    def begun():
+        run = CASES["separable"]().distiller(DistributionMatching(), per_group=3)
+        run.selector = RealSelector(k_means, every=2)
+        return run
+
+    whole, early, late = begun(), begun(), begun()
+    losses = [whole.step() for _ in range(5)]
+    for _ in range(3):
+        early.step()
+    late.load_state_dict(early.state_dict())
+    assert [late.step() for _ in range(2)] == losses[3:]
 
 
 # -- sharing a budget out --------------------------------------------------------------------------

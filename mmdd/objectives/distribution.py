@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmdd.batch import Batch
+from mmdd.objectives.statistics import characteristic_distances, covariance_distances
 from mmdd.step import Objective, Step
 
 Kernel = Literal["linear", "polynomial", "gaussian"]
@@ -31,6 +32,9 @@ class DistributionMatching(Objective):
     moment_weights: factor of each moment; ones if not given.
     kernel: compare whole samples instead of moments by the squared maximum mean discrepancy (M3D).
         ``gaussian`` bandwidths are `bandwidths` times the median distance of the real sample.
+    statistic: ``moments``; ``covariance``: means, and `covariance_weight` / D times the squared
+        distance of the covariances (DSDM); ``characteristic``: characteristic functions at
+        `frequencies` random frequencies, `amplitude` weighing amplitudes against phases (NCFM).
     """  # noqa: D205
 
     by_group = True
@@ -42,8 +46,15 @@ class DistributionMatching(Objective):
         moment_weights: Sequence[float] | None = None,
         kernel: Kernel | None = None,
         bandwidths: Sequence[float] = (0.5, 1.0, 2.0),
+        statistic: Literal["moments", "covariance", "characteristic"] = "moments",
+        covariance_weight: float = 1.0,
+        frequencies: int = 1024,
+        amplitude: float = 0.5,
     ) -> None:
         self.features = features
+        self.statistic = statistic
+        self.covariance_weight = covariance_weight
+        self.frequencies, self.amplitude = frequencies, amplitude
         self.moment_weights = list(moment_weights or [1.0] * moments)
         self.kernel = kernel
         self.bandwidths = list(bandwidths)
@@ -60,13 +71,17 @@ class DistributionMatching(Objective):
         last = real_features[-1].shape[1]
         for real_f, synthetic_f in zip(real_features, synthetic_features, strict=True):
             scale = 1.0 if self.features == "last" else last / real_f.shape[1]
-            total = total + scale * self._distance(groups, real, real_f, synthetic, synthetic_f)
+            pair = (real, real_f, synthetic, synthetic_f)
+            if self.statistic == "characteristic":
+                total = total + scale * self._characteristic(step, groups, *pair)
+            else:
+                total = total + scale * self._distance(groups, *pair)
         return total
 
     def _features(self, step: Step, batch: Batch) -> list[Tensor]:
         if self.features == "all":
-            return step.learner.layers(step.drawn, batch)
-        return [step.learner.features(step.drawn, batch)]
+            return step.learner.layers(step.drawn.params, batch)
+        return [step.learner.features(step.drawn.params, batch)]
 
     def _distance(
         self, groups: int, real: Batch, real_f: Tensor, synthetic: Batch, synthetic_f: Tensor
@@ -80,10 +95,37 @@ class DistributionMatching(Objective):
             self.moment_weights,
             strict=True,
         )
-        return sum(
+        total = sum(
             (weight * (both * (a - b).square().sum(dim=1)).sum() for a, b, weight in pairs),
             start=torch.zeros((), device=both.device),
         )
+        if self.statistic == "covariance":
+            found = covariance_distances(real, real_f, synthetic, synthetic_f, groups)
+            total = total + self.covariance_weight / real_f.shape[1] * (both * found).sum()
+        return total
+
+    def _characteristic(
+        self,
+        step: Step,
+        groups: int,
+        real: Batch,
+        real_f: Tensor,
+        synthetic: Batch,
+        synthetic_f: Tensor,
+    ) -> Tensor:
+        # a stream of the width's own: layers of equal width share frequencies, others do not
+        found = characteristic_distances(
+            real,
+            real_f,
+            synthetic,
+            synthetic_f,
+            groups,
+            frequencies=self.frequencies,
+            amplitude=self.amplitude,
+            generator=step.random(f"frequencies/{real_f.shape[1]}"),
+        )
+        both = real.present(groups) & synthetic.present(groups)
+        return (found * both.to(found.dtype)).sum()
 
     def _kernel_distance(
         self, real: Batch, real_f: Tensor, synthetic: Batch, synthetic_f: Tensor

@@ -1,0 +1,85 @@
+"""What the names of a recipe stand for, for one opened data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from mmdd import catalog, machine
+from mmdd.errors import UserError
+from mmdd.evaluate import Trainer
+from mmdd.learner import Learner
+from mmdd.modality import Augmentation, DataInfo, Modality, Splits
+from mmdd.real import RealData
+from mmdd.recipe import Protocol, Recipe
+from mmdd.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a recipe's names stand for, for one opened data set."""
+
+    recipe: Recipe
+    info: DataInfo
+    modality: Modality
+    task: Task
+    device: torch.device
+
+    def learner(self, items: float, encoder: str | None = None) -> Learner:
+        """Build a learner for `items` forward passes of one item in all.
+
+        `encoder` names another encoder than the recipe's, with its default options.
+        """
+        options = self.recipe.learner
+        if encoder is not None and encoder != options.encoder:
+            options = catalog.options(self.recipe.modality).ENCODERS[encoder]()
+        module = self.modality.encoder(options, self.info)
+        example = self.modality.example(self.info)
+        how = machine.execution(self.recipe.run, self.device, module, example, items)
+        return Learner(module, self.task, device=self.device, **how)
+
+    def augmentation(self) -> Augmentation | None:
+        """The recipe's augmentation."""
+        return self.modality.augmentation(self.recipe.augment, self.info)
+
+    def judging_augmentation(self) -> Augmentation | None:
+        """What judging learners train under: the recipe's, unless ``evaluate`` says otherwise."""
+        chosen = self.recipe.evaluate.augment
+        options = self.recipe.augment if chosen is None else chosen
+        return self.modality.augmentation(options, self.info)
+
+    def trainer(
+        self, learner: Learner, protocol: Protocol, validation: RealData | None, **more: Any
+    ) -> Trainer:
+        """A trainer whose randomness depends on the run's seed alone."""
+        if protocol.selection == "validation" and validation is None:
+            raise UserError(
+                "selection by validation needs a validation split",
+                hint="Set data.validation to a share above 0, or evaluate.selection=last.",
+            )
+        seed = self.recipe.run.seed
+        augmentation = self.judging_augmentation()
+        mixers = self.modality.mixers
+        return Trainer(learner, protocol, seed, augmentation, validation, mixers=mixers, **more)
+
+
+def parts(recipe: Recipe, info: DataInfo, device: torch.device) -> Parts:
+    """Look the recipe's names up."""
+    modality = catalog.load("modality", recipe.modality, catalog.MODALITIES)
+    task = catalog.load("task", recipe.task, catalog.TASKS)()
+    return Parts(recipe, info, modality, task, device)
+
+
+def open_data(recipe: Recipe, source: Any, device: torch.device) -> Splits:
+    """Open the recipe's data; `source` is a Python object or None for ``data.source``."""
+    modality = catalog.load("modality", recipe.modality, catalog.MODALITIES)
+    wanted = recipe.data.source if source is None else source
+    if wanted is None:
+        raise UserError(
+            "no data named",
+            expected="a data set: 'digits', a folder or file, or a Hub name (owner/name)",
+            hint="Give it on the command line or as data.source in the recipe.",
+        )
+    return modality.open(wanted, recipe.data, device)

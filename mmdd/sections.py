@@ -1,0 +1,200 @@
+"""Sections of a recipe that every modality shares: what is learned, compared and stepped.
+
+Families that are chosen by ``kind`` are discriminated unions; a bare word is the kind alone.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from mmdd import catalog
+from mmdd.section import Positive, Rate, Section, Share, of_family
+
+# -- representations and labels --------------------------------------------------------------------
+
+
+class Direct(Section):
+    """The items themselves."""
+
+    kind: Literal["direct"] = "direct"
+
+
+class Packed(Section):
+    """Several sub-items per stored item, decoded by upsampling (IDC, IDM)."""
+
+    kind: Literal["packed"] = "packed"
+    factor: Annotated[int, Field(ge=2)] = 2
+    multi: bool = Field(False, description="decode with every factor from 1 up")
+
+
+class Basis(Section):
+    """Shared bases and an address for every item (LinBa)."""
+
+    kind: Literal["basis"] = "basis"
+    bases: Positive = 32
+
+
+class Frequency(Section):
+    """Some coefficients of the discrete cosine transform (FreD)."""
+
+    kind: Literal["frequency"] = "frequency"
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.5
+    choose: Literal["low", "energy", "variance"] = "energy"
+    axes: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="axes of an item that are transformed; by default all but the first"
+    )
+
+
+Representation = Annotated[
+    Annotated[Direct | Packed | Basis | Frequency, Field(discriminator="kind")],
+    of_family("synthetic.representation", catalog.REPRESENTATIONS),
+]
+
+
+class Hard(Section):
+    """Fixed class labels."""
+
+    kind: Literal["hard"] = "hard"
+
+
+class Soft(Section):
+    """Logits that are learned with the items."""
+
+    kind: Literal["soft"] = "soft"
+    temperature: Rate = 1.0
+    initialise: Literal["experts", "classes"] = "experts"
+    margin: Rate = Field(4.0, description="first logit of an item's class, without experts")
+
+
+class Teacher(Section):
+    """What trained nets say of the items, renewed as the items change."""
+
+    kind: Literal["teacher"] = "teacher"
+    temperature: Rate = 1.0
+    every: Positive = Field(50, description="steps between renewals")
+
+
+Labels = Annotated[
+    Annotated[Hard | Soft | Teacher, Field(discriminator="kind")],
+    of_family("synthetic.labels", catalog.LABELS),
+]
+
+
+class Synthetic(Section):
+    """What is learned. Exactly one of per_class, items and fraction is the budget."""
+
+    per_class: Positive | None = None
+    items: Positive | None = None
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    representation: Representation = Field(default_factory=Direct)
+    labels: Labels = Field(default_factory=Hard)
+    initialise: Literal["real", "herding", "k-center", "k-means", "noise"] = "real"
+    clamp: bool = Field(True, description="keep the values inside the range of real items")
+    step_size: Rate | None = Field(
+        None, description="rate of the inner training at the start; learned with the set (MTT)"
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Synthetic:
+        given = [k for k in ("per_class", "items", "fraction") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one budget, not {' and '.join(given)}")
+        if not given:
+            self.per_class = 10
+        return self
+
+
+# -- real items and optimisers ---------------------------------------------------------------------
+
+
+class Selector(Section):
+    """How the real items of a step are chosen."""
+
+    kind: Literal["random", "herding", "k-center", "k-means"] = "random"
+    every: Positive = Field(10, description="steps for which a choice by features is kept")
+    pool: Positive = Field(1024, description="items of a group that are chosen from")
+
+
+class Real(Section):
+    """Real items that a step sees."""
+
+    per_group: Positive = 256
+    pass_items: Positive = Field(
+        8192, description="largest real batch of one pass; more groups are taken in several passes"
+    )
+    selector: Annotated[Selector, of_family("real.selector", catalog.SELECTORS)] = Field(
+        default_factory=Selector
+    )
+
+
+class Leaf(Section):
+    """Optimiser of one learnable tensor."""
+
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Rate = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Rate | None = Field(None, description="largest gradient norm")
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the steps")
+    final: Share = Field(0.0, description="last rate as a share of lr")
+
+
+class Optimise(Section):
+    """How the synthetic set is stepped. One entry per learnable tensor, prefixes allowed."""
+
+    steps: Positive = 1000
+    inputs: Leaf = Field(default_factory=Leaf)
+    labels: Leaf = Field(default_factory=Leaf)
+    step_size: Leaf = Field(
+        default_factory=lambda: Leaf(lr=0.1), description="of its logarithm: it stays positive"
+    )
+    leaves: dict[str, Leaf] = Field(default={}, description="written as 'inputs.image: {…}'")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        dotted = {
+            key: value
+            for key, value in values.items()
+            if isinstance(key, str) and key.startswith(("inputs.", "labels."))
+        }
+        if not dotted:
+            return values
+        rest = {key: value for key, value in values.items() if key not in dotted}
+        return {**rest, "leaves": {**rest.get("leaves", {}), **dotted}}
+
+    @model_serializer(mode="wrap")
+    def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        made = handler(self)
+        return {**made, **made.pop("leaves", {})}
+
+    def by_leaf(self) -> dict[str, Leaf]:
+        """Options by (prefix of) a leaf's name."""
+        named = {"inputs": self.inputs, "labels": self.labels, "step_size": self.step_size}
+        return {**named, **self.leaves}
+
+
+class Run(Section):
+    """Where and how it runs; nothing here changes the method."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", True, False] = "auto"
+    minutes: Rate | None = Field(None, description="fit the number of steps into this time")
+    threads: Positive | None = None
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+    keep: Literal["last", "validation"] = Field(
+        "last", description="hand back the last state, or the one validation preferred"
+    )
+    deterministic: bool = False

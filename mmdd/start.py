@@ -1,0 +1,196 @@
+"""The synthetic set at its start: how many items, from which real ones, with which labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdd import catalog
+from mmdd.errors import UserError
+from mmdd.labels import HardLabels, Labels, SoftLabels
+from mmdd.learner import Learner
+from mmdd.parts import Parts
+from mmdd.real import RealData
+from mmdd.recipe import Recipe
+from mmdd.representations import Representation
+from mmdd.rng import generator
+from mmdd.selection import select
+from mmdd.synthetic import StepSize, SyntheticSet
+from mmdd.teacher import Teacher, class_logits, per_stored_item
+from mmdd.trees import Tree
+
+
+def budget(recipe: Recipe, sizes: Tensor, names: tuple[str, ...]) -> Tensor:
+    """[G] int64 stored items per class.
+
+    `items` and `fraction` are shared out in proportion to the class sizes, at least one each.
+
+    Raises `UserError` when a class has fewer real items than asked for.
+    """
+    wanted, total = recipe.synthetic, int(sizes.sum())
+    present = sizes > 0
+    if wanted.per_class is not None:
+        counts = torch.where(present, wanted.per_class, 0)
+    else:
+        items = wanted.items or max(1, round((wanted.fraction or 0) * total))
+        counts = share_out(items, sizes)
+    short = torch.nonzero(counts > sizes).flatten()
+    if len(short):
+        first = int(short[0])
+        raise UserError(
+            f"class {names[first]!r} has fewer training items than asked for"
+            + (f" (and {len(short) - 1} more classes)" if len(short) > 1 else ""),
+            got=int(counts[first]),
+            expected=f"at most {int(sizes[first])}",
+            hint="Lower --per-class, or give --items, which is shared out by class size.",
+        )
+    if int(counts.sum()) >= total:
+        raise UserError(
+            "the synthetic set would not be smaller than the training set",
+            got=int(counts.sum()),
+            expected=f"fewer than {total} items",
+        )
+    return counts
+
+
+def share_out(items: int, sizes: Tensor) -> Tensor:
+    """Share `items` among the classes in proportion to `sizes` (largest remainder, at least 1)."""
+    present = sizes > 0
+    if items < int(present.sum()):
+        raise UserError(
+            "fewer synthetic items than classes",
+            got=items,
+            expected=f"at least {int(present.sum())}",
+        )
+    counts = present.long()
+    while (left := min(items, int(sizes.sum())) - int(counts.sum())) > 0:
+        # in rounds: what a small class cannot take is shared out among the others
+        room = sizes - counts
+        share = sizes.double() * (room > 0)
+        ideal = left * share / share.sum()
+        whole = ideal.floor().long()
+        counts += torch.minimum(whole, room)
+        if bool((whole <= room).all()):
+            order = torch.argsort(ideal - whole, descending=True, stable=True)
+            order = order[counts[order] < sizes[order]]
+            counts[order[: left - int(whole.sum())]] += 1
+    return counts
+
+
+def chosen_items(parts: Parts, how: str, data: RealData, counts: Tensor, seed: int) -> Tensor:
+    """Indices of real items chosen by the selector `how`, in features of a fresh net."""
+    choose = catalog.load("selector", how, catalog.SELECTORS)
+    stream = generator(seed, f"select/{how}")
+    if how == "random":
+        return select(choose, data, counts, stream)
+    learner = parts.learner(items=float(min(len(data), 10_000 * data.num_groups)))
+    params = learner.init(generator(seed, "select/net"))
+    return select(choose, data, counts, stream, learner=learner, params=params)
+
+
+def start_items(parts: Parts, data: RealData, counts: Tensor) -> Tree:
+    """``counts[g]`` items of every group g from which the synthetic set starts, group by group.
+
+    A group with fewer real items gives them in turns (parts of packed items may be alike).
+    """
+    how, seed = parts.recipe.synthetic.initialise, parts.recipe.run.seed
+    if how == "noise":
+        stream = generator(seed, "initialise")
+        return parts.modality.noise(int(counts.sum()), parts.info, stream)
+    name = "random" if how == "real" else how
+    fit = torch.minimum(counts, data.group_sizes)
+    chosen = chosen_items(parts, name, data, fit, seed)
+    turns = [
+        own[torch.arange(int(count)) % max(1, len(own))]
+        for own, count in zip(chosen.split(fit.tolist()), counts, strict=True)
+    ]
+    return data.select(torch.cat(turns)).inputs
+
+
+def representation_of(parts: Parts) -> tuple[type[Representation], dict[str, Any]]:
+    """The class that the recipe names, and its options."""
+    options = parts.recipe.synthetic.representation.model_dump()
+    kind = catalog.load("representation", options.pop("kind"), catalog.REPRESENTATIONS)
+    return kind, options
+
+
+def bounds_of(parts: Parts) -> tuple[Tree, Tree] | None:
+    """Range of the items, where they are to stay inside it."""
+    return parts.modality.bounds(parts.info) if parts.recipe.synthetic.clamp else None
+
+
+def synthetic_set(
+    parts: Parts, data: RealData, counts: Tensor, learner: Learner, teacher: Teacher | None = None
+) -> SyntheticSet:
+    """Build the synthetic set at its start: `counts` [G] stored items per group."""
+    kind, options = representation_of(parts)
+    groups = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    needs = kind.needs(parts.modality.example(parts.info), **options)
+    values = start_items(parts, data, counts * needs)
+    representation = kind.of_items(values, bounds=bounds_of(parts), **options)
+    made = assemble(parts, representation, HardLabels(groups), groups, learner)
+    if parts.recipe.synthetic.labels.kind != "hard":
+        made.labels = first_labels(parts, made, teacher).to(parts.device)
+    return made
+
+
+def assemble(
+    parts: Parts,
+    representation: Representation,
+    labels: Labels,
+    groups: Tensor,
+    learner: Learner | None = None,
+) -> SyntheticSet:
+    """Put representation and labels together; `learner` is needed where a step size is learned."""
+    rate, step_size = parts.recipe.synthetic.step_size, None
+    if rate is not None:
+        count = 1 if learner is None else len(learner.groups_of_parameters)
+        step_size = StepSize(rate, count)
+    made = SyntheticSet(representation, labels, groups, parts.info.classes, step_size=step_size)
+    return made.to(parts.device)
+
+
+@torch.no_grad()
+def first_labels(parts: Parts, made: SyntheticSet, teacher: Teacher | None) -> Labels:
+    """Learned or teacher's labels of the items of `made` as they are."""
+    options = parts.recipe.synthetic.labels.model_dump()
+    learned = options["kind"] == "soft"
+    batch = made.batch()
+    # the experts that a source follows are at hand even where labels are to start without them
+    if teacher is None or options.get("initialise") == "classes":
+        logits = class_logits(batch.groups, parts.info.classes, options["margin"])
+    elif learned:
+        logits = teacher.start(batch, options["margin"])
+    else:
+        logits = teacher.logits(batch).mean(dim=0)
+    logits = per_stored_item(logits, made)
+    return SoftLabels(logits, temperature=options["temperature"], learned=learned)
+
+
+def restore(parts: Parts, tensors: dict[str, Tensor]) -> SyntheticSet:
+    """Build the synthetic set that `tensors` (its state dict) describe."""
+    kind, options = representation_of(parts)
+    prefix = "representation."
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    representation = kind.of_state(
+        own, example=parts.modality.example(parts.info), bounds=bounds_of(parts), **options
+    )
+    labels = _restored_labels(parts, tensors)
+    made = SyntheticSet(representation, labels, tensors["groups"], parts.info.classes)
+    if "step_size.log" in tensors:
+        made.step_size = StepSize(1.0, len(tensors["step_size.log"]))
+    made.load_state_dict(tensors)
+    return made.to(parts.device)
+
+
+def _restored_labels(parts: Parts, tensors: dict[str, Tensor]) -> Labels:
+    if "labels.targets" in tensors:
+        return HardLabels(tensors["labels.targets"])
+    options = parts.recipe.synthetic.labels.model_dump()
+    return SoftLabels(
+        tensors["labels.logits"],
+        temperature=options["temperature"],
+        learned=options["kind"] == "soft",
+    )
