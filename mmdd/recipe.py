@@ -69,6 +69,11 @@ class Recipe(Section):
                 "run.keep=validation needs scores during the run: set evaluate.every to a number"
                 " of steps"
             )
+        if self.evaluate.resolved().lr == "learned" and self.synthetic.step_size is None:
+            raise ValueError(
+                f"protocol {self.evaluate.protocol.name} trains at the learned step size and this"
+                " method learns none: set evaluate.lr=0.01"
+            )
         by_validation = self.evaluate.resolved().selection == "validation" or self.evaluate.every
         if by_validation and getattr(self.data, "validation", None) == 0:
             raise ValueError("scores on validation need a validation split: data.validation is 0")
