@@ -46,13 +46,13 @@ SHORT_EPOCHS = {"evaluate.epochs": 300}
 PLAN = [
     row("fashion_mnist", 10, "dm-8min", options={"run.minutes": 8}),
     row("fashion_mnist", 1, "dm-5min", options={"run.minutes": 5}),
-    row("fashion_mnist", 1, "dance-5min", "dance", {"run.minutes": 5, "evaluate.protocol": "dc"}),
+    row("fashion_mnist", 1, "dance-8min", "dance", {"run.minutes": 8, "evaluate.protocol": "dc"}),
     row(
         "fashion_mnist",
         10,
-        "dance-8min",
+        "dance-10min",
         "dance",
-        {"run.minutes": 8, "evaluate.protocol": "dc", **SHORT_EPOCHS},
+        {"run.minutes": 10, "evaluate.protocol": "dc", **SHORT_EPOCHS},
     ),
     row("fashion_mnist", 1, "idc-8min", "idc", {"run.minutes": 8, "evaluate.protocol": "dc"}),
     row("fashion_mnist", 1, "dsa-6min", "dsa", {"run.minutes": 6}),

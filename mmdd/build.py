@@ -15,7 +15,7 @@ from mmdd.modality import Splits
 from mmdd.optimise import OuterOptimiser
 from mmdd.parts import Parts, open_data, parts
 from mmdd.progress import Progress
-from mmdd.recipe import Recipe
+from mmdd.recipe import Leaf, Recipe
 from mmdd.recording import record
 from mmdd.rng import Streams
 from mmdd.selection import RealSelector
@@ -31,6 +31,7 @@ __all__ = [
     "objective",
     "open_data",
     "parts",
+    "rates",
     "record_experts",
     "selector",
     "source",
@@ -135,9 +136,7 @@ def distiller(parts: Parts, splits: Splits, experts: Experts | None = None) -> D
         learner=learner,
         source=source(recipe, around),
         objective=objective(recipe),
-        optimiser=OuterOptimiser(
-            synthetic.leaves(), recipe.optimise.by_leaf(), recipe.optimise.steps
-        ),
+        optimiser=OuterOptimiser(synthetic.leaves(), rates(recipe, counts), recipe.optimise.steps),
         streams=streams,
         augmentation=augmentation,
         selector=selector(recipe),
@@ -145,6 +144,15 @@ def distiller(parts: Parts, splits: Splits, experts: Experts | None = None) -> D
         per_group=recipe.real.per_group,
         pass_items=recipe.real.pass_items,
     )
+
+
+def rates(recipe: Recipe, counts: Tensor) -> dict[str, Leaf]:
+    """Optimiser options by leaf, rates multiplied by the items per class where that is asked."""
+    per_class = float(counts.sum()) / max(1, int((counts > 0).sum()))
+    return {
+        name: leaf.model_copy(update={"lr": leaf.lr * per_class}) if leaf.by_items else leaf
+        for name, leaf in recipe.optimise.by_leaf().items()
+    }
 
 
 def work(recipe: Recipe, counts: Tensor) -> float:

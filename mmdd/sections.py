@@ -54,7 +54,7 @@ class Frequency(Section):
 
 Representation = Annotated[
     Annotated[Direct | Packed | Basis | Frequency, Field(discriminator="kind")],
-    of_family("synthetic.representation", catalog.REPRESENTATIONS),
+    of_family("representation", catalog.REPRESENTATIONS),
 ]
 
 
@@ -83,7 +83,7 @@ class Teacher(Section):
 
 Labels = Annotated[
     Annotated[Hard | Soft | Teacher, Field(discriminator="kind")],
-    of_family("synthetic.labels", catalog.LABELS),
+    of_family("labels", catalog.LABELS),
 ]
 
 
@@ -129,7 +129,7 @@ class Real(Section):
     pass_items: Positive = Field(
         8192, description="largest real batch of one pass; more groups are taken in several passes"
     )
-    selector: Annotated[Selector, of_family("real.selector", catalog.SELECTORS)] = Field(
+    selector: Annotated[Selector, of_family("selector", catalog.SELECTORS)] = Field(
         default_factory=Selector
     )
 
@@ -139,6 +139,9 @@ class Leaf(Section):
 
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Rate = 1.0
+    by_items: bool = Field(
+        False, description="times the items per class, whose gradients shrink alike (IDC, DANCE)"
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Rate | None = Field(None, description="largest gradient norm")
