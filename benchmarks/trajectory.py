@@ -51,7 +51,8 @@ WAYS = {
 }
 """Memory mode, and whether the learner is compiled. The first one is what the others are set
 against."""
-PER_CLASS, EXPERT_STEPS, RATE = 10, 100, 0.01
+PER_CLASS, RATE = 10, 0.01
+EXPERT_STEPS, EXPERT_BATCH = 10, 128
 
 
 # -- one way, in a process of its own --------------------------------------------------------------
@@ -72,7 +73,7 @@ def segment(learner: Learner, data: RealData) -> Drawn:
     start = learner.init(generator(0, "net"))
     student, stream = Student(learner, start, lr=RATE), generator(0, "real")
     for _ in range(EXPERT_STEPS):
-        student.step(data.select(torch.randint(len(data), (256,), generator=stream)))
+        student.step(data.select(torch.randint(len(data), (EXPERT_BATCH,), generator=stream)))
     return Drawn(start, target=student.snapshot())
 
 
@@ -114,16 +115,19 @@ class Resident:
         self.cuda = device.type == "cuda"
 
     def now(self) -> float:
+        """What is held."""
         if self.cuda:
             return torch.cuda.memory_allocated() / 2**20
         return self._status("VmRSS")
 
     def peak(self) -> float:
+        """The most that was held."""
         if self.cuda:
             return torch.cuda.max_memory_allocated() / 2**20
         return self._status("VmHWM")
 
     def forget(self) -> None:
+        """Start counting anew."""
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         else:
@@ -222,10 +226,11 @@ def main() -> None:
         print(json.dumps(measure(args)))
         return
     for place, inner in enumerate(int(part) for part in args.inner.split(",")):
-        rows = {way: in_process(args, way, inner, 0 if place else args.check) for way in WAYS}
-        plain = rows["unrolled"].get("seconds_per_step")
-        for way, found in rows.items():
+        plain: float | None = None
+        for way in WAYS:
+            found = in_process(args, way, inner, 0 if place else args.check)
             own = found.get("seconds_per_step")
+            plain = own if way == "unrolled" else plain
             row = {
                 "benchmark": "trajectory",
                 "way": way,
@@ -237,10 +242,10 @@ def main() -> None:
                 "time_of_unrolled": round(own / plain, 2) if own and plain else "",
                 **machine(),
             }
+            append("trajectory", row)
             told = ("seconds_per_step", "time_of_unrolled", "added_mb", "relative_error", "cosine")
             shown = ", ".join(f"{name} {row[name]}" for name in told if name in row)
             print(f"N={inner:<4} {way:<15} {row['status']}: {shown}", flush=True)
-            append("trajectory", row)
 
 
 if __name__ == "__main__":

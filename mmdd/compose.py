@@ -135,8 +135,11 @@ def compose(
     layers.append(("command line", nested(given)))
     layers.append(("override", nested(dict(options or {}))))
     values: dict[str, Any] = {}
-    for _, layer in layers:
-        values = merge(values, layer)
+    for origin, layer in layers:
+        try:
+            values = merge(values, layer)
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from None
     values["method"] = name
     return validate(values, lambda key: _origin(layers, key))
 
@@ -205,9 +208,24 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
         if tag in high and tag in low and high[tag] != low[tag]:
             low = {}
     for key, value in high.items():
-        both = isinstance(value, Mapping) and isinstance(low.get(key), Mapping)
-        low[key] = merge(low[key], value) if both else value
+        low[key] = _laid_over(key, low.get(key), value)
     return low
+
+
+def _laid_over(key: str, low: Any, high: Any) -> Any:
+    """`high` over `low`; a few options of a section leave open what the section is."""
+    if not isinstance(high, Mapping):
+        return high
+    names_options = "kind" not in high and key != "protocol"
+    if isinstance(low, str) and names_options:
+        low = {"kind": low}
+    if isinstance(low, list) and names_options:
+        raise UserError(
+            f"{key!r} is a list of {len(low)} here, of which no part can be set",
+            got=".".join([key, *map(str, list(high)[:1])]),
+            expected=f"the whole list, as in {key}='[distribution, …]'",
+        )
+    return merge(low, high) if isinstance(low, Mapping) else high
 
 
 def _origin(layers: Sequence[Layer], key: str) -> str:

@@ -213,7 +213,7 @@ class CrossEntropy(Weighted):
 
 Term = Annotated[
     Annotated[Distribution | Gradient | Trajectory | CrossEntropy, Field(discriminator="kind")],
-    of_family("objective.terms", catalog.OBJECTIVES),
+    of_family("objective", catalog.OBJECTIVES),
 ]
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mmdd import catalog
-from mmdd.explain import at
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -28,10 +27,10 @@ def named(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-def of_family(family: str, entries: dict[str, catalog.Entry]) -> BeforeValidator:
+def of_family(name: str, entries: dict[str, catalog.Entry]) -> BeforeValidator:
     """Read a section whose ``kind`` must be listed in the catalog; names the nearest otherwise.
 
-    Without a kind it is the first one's.
+    Without a kind it is the first one's. `name` says what one of the family is called.
     """
 
     def check(value: Any) -> Any:
@@ -39,8 +38,7 @@ def of_family(family: str, entries: dict[str, catalog.Entry]) -> BeforeValidator
         if not isinstance(value, dict):
             return value
         value = {"kind": next(iter(entries)), **value}
-        with at(f"{family}.kind"):
-            catalog.require(family.rpartition(".")[2], value["kind"], entries)
+        catalog.require(name, value["kind"], entries)
         return value
 
     return BeforeValidator(check)

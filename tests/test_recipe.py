@@ -7,7 +7,16 @@ import sys
 
 import pytest
 
-from mmdd.compose import compose, find_recipe, is_recipe, merge, methods, parse_overrides, recipes
+from mmdd.compose import (
+    compose,
+    find_recipe,
+    is_recipe,
+    merge,
+    methods,
+    nested,
+    parse_overrides,
+    recipes,
+)
 from mmdd.errors import UserError
 from mmdd.recipe import PROTOCOLS, Recipe, validate
 
@@ -56,6 +65,29 @@ def refused(*words, **more):
         ({"synthetic": {"representation": {"kidn": "direct"}}}, "representation.kidn", "kind"),
         ({"objective": {"kind": "distribution", "kernl": "linear"}}, "objective.kernl", "kernel"),
         ({"source": {"evry": 3}}, "source.evry", "every"),
+        ({"source": {"kind": "pool", "net": 3}}, "source.net", "nets"),
+        ({"experts": {"epochz": 3}}, "experts.epochz", "epochs"),
+        (
+            {"objective": {"kind": "trajectory", "step": 3}},
+            "objective.step",
+            "steps",
+        ),
+        (
+            {"objective": ["distribution", {"kind": "gradient", "distanc": "l1"}]},
+            "objective.terms.1.distanc",
+            "distance",
+        ),
+        (
+            {"synthetic": {"labels": {"kind": "soft", "temperatur": 2}}},
+            "synthetic.labels.temperatur",
+            "temperature",
+        ),
+        (
+            {"synthetic": {"representation": {"kind": "packed", "factors": 2}}},
+            "synthetic.representation.factors",
+            "factor",
+        ),
+        ({"real": {"selector": {"kind": "k-means", "evry": 3}}}, "real.selector.evry", "every"),
         ({"data": {"sorce": "digits"}}, "data.sorce", "source"),
         ({"learner": {"widht": 32}}, "learner.widht", "width"),
         ({"learner": {"encoder": "vit", "patches": 2}}, "learner.patches", "patch"),
@@ -112,6 +144,42 @@ def test_keys_that_are_no_words_are_refused(write, text):
         ({"synthetic": {"fraction": 1.5}}, "synthetic.fraction", "1.5", "less than 1"),
         ({"run": {"compile": "yes"}}, "run.compile", "'yes'", "'auto'"),
         ({"run": {"seed": -1}}, "run.seed", "-1", "greater than or equal to 0"),
+        ({"source": {"kind": "pool", "nets": 0}}, "source.nets", "0", "greater than or equal to 1"),
+        ({"source": {"kind": "pool", "train_on": "both"}}, "source.train_on", "'both'", "'real'"),
+        (
+            {"objective": {"kind": "gradient", "distance": "l3"}},
+            "objective.distance",
+            "'l3'",
+            "'layerwise-cosine', 'cosine', 'mse' or 'l1'",
+        ),
+        (
+            {"objective": ["distribution", {"kind": "gradient", "distance": "l3"}]},
+            "objective.terms.1.distance",
+            "'l3'",
+            "'l1'",
+        ),
+        (
+            {"objective": {"kind": "sum", "terms": [{"kind": "gradient", "weight": 0}]}},
+            "objective.terms.0.weight",
+            "0",
+            "greater than 0",
+        ),
+        ({"objective": []}, "objective.terms", "[]", "at least 1 item"),
+        ({"objective": ["distribution", 3]}, "objective.terms.1", "3", "dictionary"),
+        (
+            {"synthetic": {"labels": {"kind": "soft", "temperature": 0}}},
+            "synthetic.labels.temperature",
+            "0",
+            "greater than 0",
+        ),
+        (
+            {"synthetic": {"representation": {"kind": "packed", "factor": 1}}},
+            "synthetic.representation.factor",
+            "1",
+            "greater than or equal to 2",
+        ),
+        ({"synthetic": {"step_size": 0}}, "synthetic.step_size", "0", "greater than 0"),
+        ({"experts": {"keep": "all"}}, "experts.keep", "'all'", "'epochs' or 'ends'"),
     ],
 )
 def test_a_wrong_value_is_shown_with_what_was_expected(values, key, came, expected):
@@ -150,6 +218,112 @@ def test_combinations_that_cannot_be_are_refused(values, words):
     assert words in message
 
 
+TRAJECTORY = {
+    "objective": "trajectory",
+    "source": "experts",
+    "synthetic": {"step_size": 0.01},
+    "experts": {"epochs": 5},
+}
+
+
+def trajectory(**sections):
+    return {**TRAJECTORY, **sections}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (trajectory(source="fresh"), "objective trajectory needs source experts, not fresh"),
+        (trajectory(source="pool"), "objective trajectory needs source experts, not pool"),
+        (trajectory(synthetic={}), "needs synthetic.step_size, e.g. 0.01"),
+        ({"synthetic": {"step_size": 0.1}}, "synthetic.step_size is learned by objective traj"),
+        ({"synthetic": {"labels": "soft"}}, "objective distribution reads no labels"),
+        (
+            {"synthetic": {"labels": "soft"}, "objective": ["distribution", "distribution"]},
+            "objective distribution reads no labels",
+        ),
+        (trajectory(source={"kind": "experts", "max_start": 5}), "start below 5 do not fit"),
+        (trajectory(source={"kind": "experts", "first_max_start": 5}), "below 5 do not fit"),
+        (trajectory(source={"kind": "experts", "min_start": 4}), "below 5 do not fit"),
+        (trajectory(source={"kind": "experts", "length": 6}), "segments of 6 epochs"),
+        (trajectory(experts={"keep": "ends"}), "set experts.keep=epochs"),
+        (
+            trajectory(source={"kind": "experts", "min_start": 2, "max_start": 2}),
+            "max_start=2 must be above min_start=2",
+        ),
+        (
+            trajectory(source={"kind": "experts", "first_max_start": 3, "max_start": 2}),
+            "the window would shrink",
+        ),
+        (
+            trajectory(objective={"kind": "trajectory", "memory": "tesla", "momentum": 0.5}),
+            "memory=tesla is defined without momentum",
+        ),
+        ({"source": {"kind": "pool", "start": 4, "nets": 3}}, "start=4 is more than nets=3"),
+        ({"objective": "cross-entropy"}, "one of interpolated, pool, real-trained, not fresh"),
+        (
+            {"objective": ["distribution", "cross-entropy"], "source": "synthetic-trained"},
+            "needs a source that has one",
+        ),
+        (
+            {
+                "objective": {"kind": "cross-entropy", "at": "drawn", "by_accuracy": True},
+                "source": "real-trained",
+            },
+            "by_accuracy needs source pool, not real-trained",
+        ),
+        (
+            {"objective": {"statistic": "covariance", "moments": 2}},
+            "statistic=covariance takes the place of moments and kernel",
+        ),
+        (
+            {"objective": {"statistic": "characteristic", "kernel": "linear"}},
+            "statistic=characteristic takes the place of moments and kernel",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(values, words):
+    message = mistake(values)
+    assert message.startswith(f"{FILE}: ")
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        TRAJECTORY,
+        trajectory(source={"kind": "experts", "max_start": 4}),
+        trajectory(source={"kind": "experts", "min_start": 3}),
+        trajectory(source={"kind": "experts", "length": 5}),
+        trajectory(synthetic={"step_size": 0.1, "labels": "soft"}),
+        trajectory(objective=["trajectory", {"kind": "cross-entropy", "at": "drawn"}]),
+        {"synthetic": {"labels": "soft"}, "objective": "gradient"},
+        {"synthetic": {"labels": "teacher"}},
+        {"objective": {"kind": "cross-entropy", "by_accuracy": True}, "source": "pool"},
+        {"objective": {"kind": "cross-entropy", "at": "drawn"}},
+        {
+            "synthetic": {"labels": "soft"},
+            "objective": ["distribution", "cross-entropy"],
+            "source": "interpolated",
+        },
+    ],
+)
+def test_parts_that_fit_together_are_taken_and_come_back(values):
+    made = validate(values, FILE)
+    assert validate(made.model_dump(mode="json"), "stored") == made
+
+
+def test_a_list_of_objectives_is_their_sum():
+    made = validate({"objective": [{"kind": "gradient", "weight": 2}, "distribution"]}, FILE)
+    assert made.objective.kind == "sum"
+    assert [(term.kind, term.weight) for term in made.terms] == [
+        ("gradient", 2.0),
+        ("distribution", 1.0),
+    ]
+    single = validate({"objective": "gradient"}, FILE)
+    assert single.terms == [single.objective]
+
+
 def test_keeping_the_validated_state_needs_scores_during_the_run():
     values = {"run": {"keep": "validation"}, "evaluate": {"every": 50}}
     assert validate(values, FILE).run.keep == "validation"
@@ -175,14 +349,34 @@ def test_an_unknown_name_lists_the_names_and_the_nearest(values, kind, suggestio
     assert f"Did you mean '{suggestion}'?" in message
 
 
-@pytest.mark.parametrize("section", ["objective", "source"])
+@pytest.mark.parametrize(
+    ("key", "name", "suggestion"),
+    [
+        ("objective", "distributon", "distribution"),
+        ("objective", "gradent", "gradient"),
+        ("source", "frsh", "fresh"),
+        ("source", "expert", "experts"),
+        ("synthetic.representation", "pakced", "packed"),
+        ("synthetic.labels", "sft", "soft"),
+        ("real.selector", "kmeans", "k-means"),
+    ],
+)
 @pytest.mark.parametrize("short", [False, True])
-def test_an_unknown_kind_is_shown_with_the_known_ones(section, short):
-    name = {"objective": "distributon", "source": "frsh"}[section]
-    message = mistake({section: name if short else {"kind": name}})
-    assert message.startswith(f"{FILE}: ")
-    assert f"'{name}'" in message
-    assert {"objective": "'distribution'", "source": "'fresh'"}[section] in message
+def test_an_unknown_kind_is_shown_with_the_nearest(key, name, suggestion, short):
+    section = name if short else {"kind": name}
+    message = mistake(nested({key: section}))
+    assert message.startswith(f"{FILE}: {key}: unknown {key.rpartition('.')[2]} '{name}'")
+    assert f"Did you mean '{suggestion}'?" in message
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_an_unknown_kind_in_a_list_is_named_by_its_place(short):
+    name = "gradent" if short else {"kind": "gradent"}
+    message = mistake({"objective": ["distribution", name]})
+    assert message.startswith(f"{FILE}: objective.terms.1: unknown objective 'gradent'")
+    assert "Did you mean 'gradient'?" in message
+    # a sum of sums would be a sum
+    assert "unknown objective 'sum'" in mistake({"objective": ["distribution", "sum"]})
 
 
 def test_an_unknown_protocol_is_shown_with_the_known_ones():
@@ -417,6 +611,39 @@ def test_merging_writes_high_over_low():
     assert low == {"a": {"b": 1, "c": 2}, "d": [1, 2], "e": 5}
     assert merge({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
     assert merge({"a": {"b": 2}}, {"a": 1}) == {"a": 1}
+
+
+@pytest.mark.parametrize("method", ["dc", "dsa", "idc"])
+def test_options_of_a_methods_only_objective_are_overridden(method):
+    before = compose(method=method)
+    made = compose(method=method, options=parse_overrides(["objective.distance=mse"]))
+    assert made.objective.distance == "mse"
+    assert made.objective.parameters == before.objective.parameters
+    assert made.source == before.source
+
+
+def test_options_are_laid_over_a_bare_word(write):
+    path = write("objective: gradient\nsource: pool\nsynthetic: {labels: teacher}\n")
+    words = ["objective.distance=l1", "source.students=1", "synthetic.labels.every=7"]
+    made = compose(path, options=parse_overrides(words))
+    assert (made.objective.kind, made.objective.distance) == ("gradient", "l1")
+    assert (made.source.kind, made.source.students) == ("pool", 1)
+    assert (made.synthetic.labels.kind, made.synthetic.labels.every) == ("teacher", 7)
+    # another kind is another section, and a protocol that is written out is one's own
+    made = compose(path, options={"source.kind": "fresh", "source.every": 3})
+    assert (made.source.kind, made.source.every) == ("fresh", 3)
+    assert compose(path, options={"evaluate.protocol.epochs": 7}).evaluate.resolved().epochs == 7
+
+
+def test_one_of_several_objectives_is_not_silently_lost():
+    message = refused(method="idm", options={"objective.features": "all"})
+    assert message.startswith("override: 'objective' is a list of 2")
+    assert "got 'objective.features'" in message
+    words = ["objective=[distribution, {kind: cross-entropy, weight: 2}]"]
+    made = compose(method="idm", options=parse_overrides(words))
+    assert [term.weight for term in made.terms] == [1.0, 2.0]
+    one = compose(method="idm", options={"objective.kind": "distribution"})
+    assert [term.kind for term in one.terms] == ["distribution"]
 
 
 def test_another_kind_replaces_the_options_of_the_old_one():

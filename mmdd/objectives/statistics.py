@@ -62,9 +62,11 @@ def characteristic_distances(
     ours = _characteristic(synthetic, synthetic_f, groups, t)
     theirs = _characteristic(real, real_f, groups, t)
     sizes = [(re.square() + im.square()).clamp_min(TINY).sqrt() for re, im in (ours, theirs)]
-    along = ours[0] * theirs[0] + ours[1] * theirs[1]
-    phase = 2 * (sizes[0] * sizes[1] - along)
-    inside = amplitude * (sizes[0] - sizes[1]).square() + (1 - amplitude) * phase
+    amplitudes = (sizes[0] - sizes[1]).square()
+    apart = (ours[0] - theirs[0]).square() + (ours[1] - theirs[1]).square()
+    # the phase term is apart - amplitudes; products of near equals, as it is written above, would
+    # leave rounding errors whose square root is not small
+    inside = (2 * amplitude - 1) * amplitudes + (1 - amplitude) * apart
     return inside.clamp_min(TINY).sqrt().mean(dim=1)
 
 

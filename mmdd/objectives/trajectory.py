@@ -100,10 +100,13 @@ class TrajectoryMatching(Objective):
     def _training(self, step: Step, feed: Feed) -> InnerTraining:
         """The learner's pure functions, made when it is first seen."""
         if self._inner is None or self._inner.learner is not step.learner:
-            hessian = self.memory != "tesla"
-            how = {"momentum": self.momentum, "hessian": hessian}
-            example = feed.batch(0)
-            self._inner = InnerTraining(step.learner, step.drawn.params, example, **how)
+            self._inner = InnerTraining(
+                step.learner,
+                step.drawn.params,
+                feed.batch(0),
+                momentum=self.momentum,
+                hessian=self.memory != "tesla",
+            )
         return self._inner
 
     def _forth(
@@ -156,12 +159,11 @@ class _Expert:
         self.groups = step.learner.groups_of_parameters
         self.lengths = self._squares(start)
         if not bool((self.lengths > 0).all()):
-            still = [
-                name for name, length in zip(self.groups, self.lengths, strict=True) if not length
-            ]
+            lengths = zip(self.groups, self.lengths.tolist(), strict=True)
+            still = ", ".join(name for name, length in lengths if length == 0)
             raise UserError(
-                f"step {step.number + 1}: the expert's segment ends where it starts, in the"
-                f" parameters {', '.join(still)}",
+                f"step {step.number + 1}: the expert's segment ends where it starts, in its"
+                f" parameters {still!r}",
                 got="a distance of 0",
                 hint="Match longer or earlier segments (source.length, source.max_start), or record"
                 " experts that train these parameters.",
