@@ -54,7 +54,7 @@ PLAN = [
         "dance",
         {"run.minutes": 8, "evaluate.protocol": "dc", **SHORT_EPOCHS},
     ),
-    row("fashion_mnist", 1, "idc-8min", "idc", {"run.minutes": 8, "evaluate.protocol": "dc"}),
+    row("fashion_mnist", 1, "idc-6min", "idc", {"run.minutes": 6, "evaluate.protocol": "dc"}),
     row(
         "fashion_mnist",
         1,
@@ -62,7 +62,21 @@ PLAN = [
         "dsa",
         {"run.minutes": 6, "optimise.inputs.lr": 1.0, "optimise.inputs.schedule": "cosine"},
     ),
-    row("fashion_mnist", 1, "mtt-6min", "mtt", {"run.minutes": 6}),
+    row(
+        "fashion_mnist",
+        1,
+        "mtt-6min",
+        "mtt",
+        {
+            "run.minutes": 6,
+            "experts.count": 5,
+            "experts.epochs": 8,
+            "experts.epoch_steps": 60,
+            "experts.lr": 0.02,
+            "source.max_start": 4,
+            "objective.steps": 15,
+        },
+    ),
     row(
         "fashion_mnist",
         10,

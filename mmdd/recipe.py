@@ -93,19 +93,20 @@ class Recipe(Section):
             raise ValueError("soft labels: objective distribution reads no labels to learn them by")
         for section in self.terms:
             self._require_related_nets(section)
-        fits = self.experts.epochs + 1
-        if source == "experts" and self.source.length + self._last_start() >= fits:
-            raise ValueError(
-                f"segments of {self.source.length} epochs that start below"
-                f" {self._last_start() + 1} do not fit into experts.epochs={self.experts.epochs}"
-            )
-        if source == "experts" and self.experts.keep == "ends":
-            raise ValueError("source experts needs every snapshot: set experts.keep=epochs")
+        if isinstance(self.source, method_sections.Segments):
+            self._require_segments_fit(self.source)
         return self
 
-    def _last_start(self) -> int:
-        tops = (self.source.max_start, self.source.first_max_start)
-        return max((top - 1 for top in tops if top is not None), default=self.source.min_start)
+    def _require_segments_fit(self, source: method_sections.Segments) -> None:
+        if self.experts.keep == "ends":
+            raise ValueError("source experts needs every snapshot: set experts.keep=epochs")
+        tops = (source.max_start, source.first_max_start)
+        last = max((top - 1 for top in tops if top is not None), default=source.min_start)
+        if source.length + last > self.experts.epochs:
+            raise ValueError(
+                f"segments of {source.length} epochs that start below {last + 1} do not fit into"
+                f" experts.epochs={self.experts.epochs}"
+            )
 
     def _require_related_nets(self, section: Any) -> None:
         trained = ("interpolated", "pool", "real-trained")

@@ -79,6 +79,7 @@ class Run:
         self.best_score: float | None = None
         self._saved = time.monotonic()
         self._timed: list[float] = []
+        self.first_step: float | None = None
         self._trainer: Trainer | None = None
 
     # -- starting and continuing -----------------------------------------------------------------
@@ -141,6 +142,7 @@ class Run:
 
     def _after(self, loss: float, seconds: float) -> None:
         number = self.distiller.number
+        self._tell_compiling(seconds)
         self._fit_time(number, seconds)
         every = self.recipe.evaluate.every
         record: dict[str, Any] = {"step": number, "loss": loss}
@@ -150,6 +152,13 @@ class Run:
             self.history.append(record)
         if time.monotonic() - self._saved >= self.recipe.run.checkpoint_seconds:
             self.save()
+
+    def _tell_compiling(self, seconds: float) -> None:
+        """Say once what the compiler cost; its work is kept for the next run of the same shapes."""
+        if self.first_step is None:
+            self.first_step = seconds
+            if self.distiller.learner.compiled:
+                self.progress.say(f"compiled: the first step took {seconds:.0f} s")
 
     def _fit_time(self, number: int, seconds: float) -> None:
         """Say how many steps fit into the minutes given, anew at steps 8, 16, 32 and so on.
@@ -244,6 +253,7 @@ class Run:
             "threads": torch.get_num_threads(),
             "precision": str(self.distiller.learner.dtype).removeprefix("torch."),
             "compiled": self.distiller.learner.compiled,
+            "first_step_seconds": None if self.first_step is None else round(self.first_step, 1),
             "kept": self.recipe.run.keep,
             "history": self.history,
         }

@@ -14,8 +14,8 @@ from mmdd.labels import HardLabels
 from mmdd.objectives.distribution import DistributionMatching, central_moments, squared_mmd
 from mmdd.real import JointData, ResidentData
 from mmdd.representations import Direct, Representation
-from mmdd.step import Step
 from mmdd.sources import Drawn
+from mmdd.step import Step
 from mmdd.synthetic import SyntheticSet
 from mmdd.trees import tree_map
 

@@ -179,7 +179,8 @@ class _Comparison:
             return (self._jointly if joint else self._separately)(matched, fixed, pair)
 
     def _loss(self, matched: Params, fixed: Params, tree: Tree, weights: Tensor) -> Tensor:
-        return self.learner.pure_loss({**fixed, **matched}, *tree, weights)
+        inputs, targets = tree
+        return self.learner.pure_loss({**fixed, **matched}, inputs, targets, weights)
 
     # -- separable batches ------------------------------------------------------------------------
 
