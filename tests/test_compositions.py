@@ -11,14 +11,14 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from fakes import CASES, Case
 
-from mmdd import build, catalog
+from mmdd import build, catalog, machine
 from mmdd.distiller import Distiller
 from mmdd.errors import UserError
 from mmdd.experts import Experts, Recording
@@ -185,6 +185,14 @@ def recipe_of(composition: Composition) -> Recipe:
         },
         str(composition),
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uncounted() -> Iterator[None]:
+    """Precision and compilation are given: nothing depends on the arithmetic of a net."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "flops_per_item", lambda encoder, example: 0.0)
+        yield
 
 
 @pytest.fixture(scope="module")

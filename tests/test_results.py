@@ -55,8 +55,16 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def judge(splits, **options):
+def composed(learned=False, **options):
     recipe = compose("images/digits_dm", options=SMALL | options)
+    if learned:
+        # a recipe that learns no step size may not ask for one; these sets bring their own
+        recipe.evaluate.lr = "learned"
+    return recipe
+
+
+def judge(splits, **options):
+    recipe = composed(**options)
     return Judge(build.parts(recipe, splits.info, torch.device("cpu")), splits)
 
 
@@ -184,7 +192,7 @@ def test_training_sends_no_gradient_to_the_set(labels, splits):
 def test_every_row_of_a_table_has_the_learned_rate(splits, monkeypatch):
     synthetic = start(splits, step_size=step_sizes(0.0625))
     seen = trained_on(monkeypatch)
-    judged = judge(splits, **{"evaluate.lr": "learned", "evaluate.full": True})
+    judged = judge(splits, learned=True, **{"evaluate.full": True})
     rows = judged.table(synthetic)["mlp"]
     assert [trainer.protocol.lr for trainer, _ in seen[:3]] == [pytest.approx(0.0625)] * 3
     assert all(row["lr"] == [pytest.approx(0.0625)] for name, row in rows.items() if name != "full")
@@ -197,7 +205,7 @@ def test_every_row_of_a_table_has_the_learned_rate(splits, monkeypatch):
 
 def test_a_set_without_a_step_size_is_refused_before_training(splits, monkeypatch):
     seen = trained_on(monkeypatch)
-    judged = judge(splits, **{"evaluate.protocol": "mtt"})
+    judged = judge(splits, learned=True)
     with pytest.raises(UserError, match=r"learned step size, the set has none.*evaluate\.lr=0\.01"):
         judged.table(start(splits))
     assert not seen
@@ -283,7 +291,7 @@ def counted(splits, monkeypatch):
     monkeypatch.setattr(Counted, "computed", [])
 
     def table(per_class=1, encoder="mlp", learners=None, info=None, step_size=None, **options):
-        recipe = compose("images/digits_dm", options=SMALL | options)
+        recipe = composed(**options)
         parts = build.parts(recipe, info or splits.info, torch.device("cpu"))
         synthetic = start(splits, per_class=per_class, step_size=step_size)
         before = len(Counted.computed)
@@ -305,7 +313,7 @@ CHANGES = {
     "selection": {"evaluate.selection": "validation"},
     "mixing": {"evaluate.mix": "mixup"},
     "whole protocol": {"evaluate.protocol": {"name": "quick", "momentum": 0.5}},
-    "learned rate": {"evaluate.lr": "learned", "step_size": step_sizes(0.03)},
+    "learned rate": {"learned": True, "step_size": step_sizes(0.03)},
     "augmentation": {"augment.strategy": "crop"},
     "own augmentation": {"evaluate.augment": {"kind": "dsa", "strategy": "crop"}},
     "precision": {"run.precision": "bfloat16"},
@@ -423,7 +431,7 @@ def test_random_sets_are_the_same_at_another_number_of_learners(splits):
 
 
 def test_rows_with_labels_and_rates_are_shown(splits, capsys):
-    judged = judge(splits, **{"evaluate.lr": "learned"})
+    judged = judge(splits, learned=True)
     rows = judged.table(start(splits, labels="soft", step_size=step_sizes(0.05)))
     report = {
         "metric": "accuracy",

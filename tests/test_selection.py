@@ -161,6 +161,14 @@ def test_k_means_of_no_more_items_than_asked_for_takes_all(count):
     assert sorted(k_means(features(6), count, seeded(0)).tolist()) == list(range(6))
 
 
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_k_means_takes_repeated_items_once_each():
+    rows = noise(3, 4).repeat(4, 1)
+    chosen = k_means(rows, 7, seeded(0)).tolist()
+    assert len(set(chosen)) == 7
+    assert {place % 3 for place in chosen} == {0, 1, 2}
+
+
 def test_k_means_covers_better_than_chance():
     rows = features(80, 3)
 
