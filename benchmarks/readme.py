@@ -68,6 +68,18 @@ def speed() -> str:
         f" **{row['ratio_median']} times** as fast as a plainly written float32 loop over classes"
         " timed in turn with it"
         f" (`benchmarks/dm_step.py`; the arithmetic limit is {row['limit_bfloat16_s']} s)."
+        + gradient_speed()
+    )
+
+
+def gradient_speed() -> str:
+    """The latest row of each method of the gradient step's benchmark."""
+    latest = {row["method"]: row for row in read("gradient_step")}
+    return "".join(
+        f" A {name.upper()} step takes {float(row['seconds_per_step']):.1f} s on {row['cores']}"
+        f" cores of {row['machine'].split(' family')[0]}, **{row['ratio_median']} times** as fast as the"
+        " plain loop (`benchmarks/gradient_step.py`)."
+        for name, row in latest.items()
     )
 
 
