@@ -77,8 +77,8 @@ def gradient_speed() -> str:
     latest = {row["method"]: row for row in read("gradient_step")}
     return "".join(
         f" A {name.upper()} step takes {float(row['seconds_per_step']):.1f} s on {row['cores']}"
-        f" cores of {row['machine'].split(' family')[0]}, **{row['ratio_median']} times** as fast as"
-        " the plain loop (`benchmarks/gradient_step.py`)."
+        f" cores of {row['machine'].split(' family')[0]}, **{row['ratio_median']} times** as fast"
+        " as the plain loop (`benchmarks/gradient_step.py`)."
         for name, row in latest.items()
     )
 
