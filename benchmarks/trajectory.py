@@ -178,7 +178,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "first_step_seconds": round(first, 1),
         "peak_mb": round(peak),
         "added_mb": round(peak - before),
-        "forward_mode": objective._inner is not None and objective._inner.forward_mode,
     }
     if args.check:
         found |= {"check": args.check, **errors(step, memory, args.check)}

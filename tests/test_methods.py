@@ -116,6 +116,17 @@ def test_a_methods_parts_are_made_of_its_options(name):
         assert selector.every == made.real.selector.every
 
 
+def test_rates_follow_the_items_per_class_where_asked():
+    options = {"optimise.inputs.lr": 0.2, "optimise.labels.lr": 3.0}
+    counts = torch.tensor([4, 0, 4, 4])  # a class without items has no say
+    for asked, rate in ((True, 0.8), (False, 0.2)):
+        made = compose(method="dm", options={**options, "optimise.inputs.by_items": asked})
+        found = build.rates(made, counts)
+        assert found["inputs"].lr == pytest.approx(rate)
+        assert found["labels"].lr == 3.0
+        assert found["inputs"].momentum == made.optimise.inputs.momentum
+
+
 def test_published_settings():
     dc, idc, idm, mtt = (compose(method=name) for name in ("dc", "idc", "idm", "mtt"))
     assert dc.objective.distance == "layerwise-cosine"

@@ -272,6 +272,7 @@ def trajectory(**sections):
             },
             "by_accuracy needs source pool, not real-trained",
         ),
+        ({"evaluate": {"protocol": "mtt"}}, "trains at the learned step size"),
         (
             {"objective": {"statistic": "covariance", "moments": 2}},
             "statistic=covariance takes the place of moments and kernel",
@@ -299,6 +300,8 @@ def test_parts_that_do_not_fit_together_are_refused(values, words):
         trajectory(objective=["trajectory", {"kind": "cross-entropy", "at": "drawn"}]),
         {"synthetic": {"labels": "soft"}, "objective": "gradient"},
         {"synthetic": {"labels": "teacher"}},
+        {"evaluate": {"protocol": "mtt", "lr": 0.01}},
+        trajectory(evaluate={"protocol": "mtt"}),
         {"objective": {"kind": "cross-entropy", "by_accuracy": True}, "source": "pool"},
         {"objective": {"kind": "cross-entropy", "at": "drawn"}},
         {
