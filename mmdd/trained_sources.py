@@ -101,7 +101,42 @@ def detached(synthetic: SyntheticSet) -> Batch:
     return tree_map(torch.Tensor.detach, batch)
 
 
-class SyntheticTrained(_Trained):
+class _OneNet(_Trained):
+    """Base: one net, compared `life` times and trained by `_train` in between; then the next."""
+
+    life: int
+    _student: Student | None = None
+    _compared = 0
+
+    def draw(self, step: int) -> Drawn:
+        """The net in training."""
+        if self._student is None:
+            self._student = self._born()
+        return Drawn(self._student.params)
+
+    def advance(self) -> None:
+        """Train the net, or let it go after its last comparison."""
+        self._compared += 1
+        if self._compared >= self.life or self._student is None:
+            self._student, self._compared = None, 0
+        else:
+            self._train(self._student)
+
+    def _train(self, student: Student) -> None:
+        raise AssertionError("a source of one net defines _train")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The net and its age."""
+        student = None if self._student is None else self._student.state_dict()
+        return {"student": student, "compared": self._compared}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take net and age back."""
+        self._compared = state["compared"]
+        self._student = None if state["student"] is None else self._revived(state["student"])
+
+
+class SyntheticTrained(_OneNet):
     """DC (Zhao et al. 2021, alg. 1): compare, train on the synthetic set, compare again.
 
     After `outer` comparisons the net is drawn anew; between two of them it is trained for `inner`
@@ -132,38 +167,16 @@ class SyntheticTrained(_Trained):
         usual = loops(int(counts.max()))
         self.outer = usual[0] if outer is None else outer
         self.inner = usual[1] if inner is None else inner
-        self._student: Student | None = None
-        self._compared = 0
+        self.life = self.outer
 
-    def draw(self, step: int) -> Drawn:
-        """The net in training."""
-        if self._student is None:
-            self._student = self._born()
-        return Drawn(self._student.params)
-
-    def advance(self) -> None:
-        """Train on the synthetic set, or let the net go after its last comparison."""
-        self._compared += 1
-        if self._compared >= self.outer or self._student is None:
-            self._student, self._compared = None, 0
-            return
+    def _train(self, student: Student) -> None:
         whole = detached(self.around.synthetic)
         for _ in range(self.inner):
             for batch in self._synthetic_batches(whole):
-                self._student.step(batch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The net and its age."""
-        student = None if self._student is None else self._student.state_dict()
-        return {"student": student, "compared": self._compared}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take net and age back."""
-        self._compared = state["compared"]
-        self._student = None if state["student"] is None else self._revived(state["student"])
+                student.step(batch)
 
 
-class RealTrained(_Trained):
+class RealTrained(_OneNet):
     """IDC (Kim et al. 2022): compare, train on real items, compare again.
 
     `updates` SGD steps lie between two of the `life` comparisons of a net.
@@ -190,34 +203,15 @@ class RealTrained(_Trained):
             augment=augment,
         )
         self.life, self.updates = life, updates
-        self._student: Student | None = None
-        self._compared = 0
 
     def draw(self, step: int) -> Drawn:
         """The net in training, which after its first comparison is also a trained one."""
-        if self._student is None:
-            self._student = self._born()
-        params = self._student.params
+        params = super().draw(step).params
         return Drawn(params, trained=params)
 
-    def advance(self) -> None:
-        """Train on real items, or let the net go at the end of its life."""
-        self._compared += 1
-        if self._compared >= self.life or self._student is None:
-            self._student, self._compared = None, 0
-            return
+    def _train(self, student: Student) -> None:
         for _ in range(self.updates):
-            self._student.step(self._real_batch())
-
-    def state_dict(self) -> dict[str, Any]:
-        """The net and its age."""
-        student = None if self._student is None else self._student.state_dict()
-        return {"student": student, "compared": self._compared}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take net and age back."""
-        self._compared = state["compared"]
-        self._student = None if state["student"] is None else self._revived(state["student"])
+            student.step(self._real_batch())
 
 
 class Pool(_Trained):
