@@ -12,6 +12,8 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from common import DATA, append, is_done, machine, read
@@ -54,6 +56,27 @@ PLAN = [
         "dance",
         {"run.minutes": 8, "evaluate.protocol": "dc", **SHORT_EPOCHS},
     ),
+    row(
+        "fashion_mnist",
+        10,
+        "dance-25min",
+        "dance",
+        {
+            "run.minutes": 25,
+            "optimise.inputs.lr": 2.0,
+            "evaluate.protocol": "dc",
+            **SHORT_EPOCHS,
+        },
+    ),
+    row("fashion_mnist", 1, "dance-20min", "dance", {"run.minutes": 20, "evaluate.protocol": "dc"}),
+    row(
+        "fashion_mnist",
+        1,
+        "dsa-15min",
+        "dsa",
+        {"run.minutes": 15, "optimise.inputs.lr": 1.0, "optimise.inputs.schedule": "cosine"},
+    ),
+    row("fashion_mnist", 1, "idc-20min", "idc", {"run.minutes": 20, "evaluate.protocol": "dc"}),
     row("fashion_mnist", 1, "idc-6min", "idc", {"run.minutes": 6, "evaluate.protocol": "dc"}),
     row(
         "fashion_mnist",
@@ -141,7 +164,7 @@ def measure(line: dict[str, Any], args: argparse.Namespace, device: str) -> dict
         options.setdefault("optimise.steps", 1_000_000)
     progress = PlainProgress(60)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_of(line, args) as folder:
         done = mmdd.distill(
             SETS[line["data"]],
             method=line["method"],
@@ -181,6 +204,14 @@ def measure(line: dict[str, Any], args: argparse.Namespace, device: str) -> dict
     }
 
 
+def folder_of(line: dict[str, Any], args: argparse.Namespace) -> AbstractContextManager[str]:
+    """Where a row's run lies: a folder that stays (``--keep``), or one that goes with the row."""
+    if args.keep is None:
+        return tempfile.TemporaryDirectory()
+    name = f"{line['data']}_{line['per_class']}_{line['label']}_{args.seed}"
+    return nullcontext(str(args.keep / name))
+
+
 def told(protocol: dict[str, Any]) -> str:
     """The protocol in a few words."""
     return f"{protocol['name']} {protocol['epochs']} epochs"
@@ -218,6 +249,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", default="", help="part of a line's data or label")
     parser.add_argument("--row-minutes", type=float, help="cut every distillation after this time")
+    parser.add_argument("--keep", type=Path, help="folder in which the finished sets stay")
     args = parser.parse_args()
     from mmdd import machine as mm
 
