@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmdd import artifact, build, machine, start
-from mmdd.compose import from_flags, read_yaml
+from mmdd.compose import from_flags, modality_of_object, read_yaml
 from mmdd.errors import UserError
 from mmdd.experts import Experts
 from mmdd.modality import DataInfo, Splits
@@ -162,6 +162,19 @@ class Distilled:
         made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
         return datasets.DatasetDict({"train": made})
 
+    def to_pyg(self) -> Any:
+        """Return a condensed graph as ``torch_geometric.data.Data``, or a list for whole graphs.
+
+        Raises `UserError` for other modalities.
+        """
+        modality = self.parts.modality
+        if not hasattr(modality, "to_pyg"):
+            raise UserError(
+                "only graphs become PyG data", got=modality.name, expected="modality graphs"
+            )
+        batch = detached(self.synthetic).to("cpu")
+        return modality.to_pyg(batch.inputs, batch.targets)
+
     def to_torch(self) -> DistilledDataset:
         """Return the exact, normalised inputs and targets as a torch data set."""
         batch = detached(self.synthetic).to("cpu")
@@ -198,6 +211,8 @@ def distill(
     Raises `UserError` for anything a person can mend, before long work starts.
     """
     named = isinstance(data, (str, Path))
+    if not named and (known := modality_of_object(data)):
+        options = {"modality": known, **(options or {})}
     made = (
         recipe
         if isinstance(recipe, Recipe)
@@ -238,8 +253,9 @@ def run_recipe(
     splits = build.open_data(recipe, source, device)
     parts = build.parts(recipe, splits.info, device)
     # before anything is written or recorded
-    start.budget(recipe, splits.train.group_sizes, splits.info.names)
-    for note in splits.info.notes:
+    counts = start.budget(recipe, splits.train.group_sizes, splits.info)
+    told = start.told_budget(counts, splits.train.group_sizes, splits.info)
+    for note in (*splits.info.notes, told):
         progress.say(note)
     if folder is not None and not resume:
         begin(recipe, folder)

@@ -91,7 +91,7 @@ def record_experts(
     return record(
         cache_folder() / "experts" / name if folder is None else Path(folder),
         learner,
-        splits.train,
+        splits.train.seen_by(learner.encoder),
         recording,
         seed=seed,
         augmentation=parts.augmentation() if recording.augment else None,
@@ -120,19 +120,20 @@ def selector(recipe: Recipe) -> RealSelector | None:
 def distiller(parts: Parts, splits: Splits, experts: Experts | None = None) -> Distiller:
     """Build the parts of a run at step 0."""
     recipe = parts.recipe
-    counts = budget(recipe, splits.train.group_sizes, parts.info.names)
+    counts = budget(recipe, splits.train.group_sizes, parts.info)
     streams = Streams(recipe.run.seed)
     learner = parts.learner(items=work(recipe, counts))
+    train = splits.train.seen_by(learner.encoder)
     teacher = None
     if experts is not None:
         every = getattr(recipe.synthetic.labels, "every", 1)
         teacher = Teacher(learner, experts, every=every)
     synthetic = synthetic_set(parts, splits.train, counts, learner, teacher)
     augmentation = parts.augmentation()
-    around = Surroundings(learner, streams, synthetic, splits.train, augmentation, experts)
+    around = Surroundings(learner, streams, synthetic, train, augmentation, experts)
     return Distiller(
         synthetic=synthetic,
-        real=splits.train,
+        real=train,
         learner=learner,
         source=source(recipe, around),
         objective=objective(recipe),

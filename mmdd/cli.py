@@ -45,8 +45,8 @@ def distill(
         str,
         typer.Argument(
             metavar="DATA|RECIPE",
-            help="'digits', a folder or file, a Hub name (owner/name), or a recipe (YAML file, or"
-            " a name of `mmdd list recipes`).",
+            help="'digits', a folder or file, a Hub name (owner/name), a set of PyG"
+            " (pyg:Planetoid/Cora), or a recipe (YAML file, or a name of `mmdd list recipes`).",
         ),
     ],
     overrides: Overrides = None,
@@ -57,6 +57,9 @@ def distill(
     steps: Annotated[int | None, typer.Option(help="Steps of distillation.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Fit the distillation into this time.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder where PyG's sets lie (pyg:NAME/ITEM).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same result.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
@@ -79,7 +82,7 @@ def distill(
         minutes=minutes,
         seed=seed,
         device=device,
-        options=parse_overrides(overrides or []),
+        options=_with_root(root, parse_overrides(overrides or [])),
     )
     folder = out or _free_folder(recipe)
     from mmdd.api import run_recipe
@@ -100,6 +103,9 @@ def experts(
     count: Annotated[int | None, typer.Option(help="Experts; more extend a folder.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of each.")] = None,
     method: Annotated[str, typer.Option(help="Whose experts: mtt, tesla, datm, dance, …")] = "mtt",
+    root: Annotated[
+        Path | None, typer.Option(help="Folder where PyG's sets lie (pyg:NAME/ITEM).")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder (default: the cache, where distill finds them).")
@@ -111,7 +117,7 @@ def experts(
 
     own = {"experts.count": count, "experts.epochs": epochs, "experts.folder": out and str(out)}
     given = {key: value for key, value in own.items() if value is not None}
-    options = {**given, **parse_overrides(overrides or [])}
+    options = {**given, **_with_root(root, parse_overrides(overrides or []))}
     recipe = from_flags(data, method=method, device=device, options=options)
     from mmdd.api import record_experts
     from mmdd.progress import for_terminal
@@ -176,7 +182,7 @@ def evaluate(
         folder,
     )
     _record(done)
-    asked = names or [done.recipe.learner.encoder, *done.recipe.evaluate.encoders]
+    asked = names or [done.parts.judge, *done.recipe.evaluate.encoders]
     report = {**report, "results": {name: report["results"][name] for name in asked}}
     _print_json(report) if json_ else _print_table(report)
 
@@ -200,7 +206,7 @@ def show(folder: Folder, json_: Json = False) -> None:
 def export(
     folder: Folder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder or file to make.")],
-    to: Annotated[str, typer.Option(help="parquet, imagefolder or safetensors.")] = "parquet",
+    to: Annotated[str, typer.Option(help="parquet, imagefolder, safetensors or npz.")] = "parquet",
 ) -> None:
     """Write a finished set in a form that other programs read."""
     _require_folder(folder)
@@ -236,6 +242,10 @@ def _version(
 
         typer.echo(f"mmdd {__version__}")
         raise typer.Exit
+
+
+def _with_root(root: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    return options if root is None else {"data.root": str(root), **options}
 
 
 def _free_folder(recipe: Any) -> Path:
@@ -284,8 +294,11 @@ def _judge_and_tell(done: Distilled, progress: Any, evaluate: bool, json_: bool)
     typer.echo(f"\nThe set lies in {folder} (look at {folder / 'picture.png'}).")
     typer.echo("Next:")
     typer.echo(f"  mmdd show {folder}")
-    typer.echo(f"  mmdd evaluate {folder} --encoders mlp,lenet")
-    typer.echo(f"  mmdd export {folder} --to imagefolder my_images")
+    from mmdd.catalog import options
+
+    hints = options(done.recipe.modality).HINTS
+    typer.echo(f"  mmdd evaluate {folder} --encoders {hints['encoders']}")
+    typer.echo(f"  mmdd export {folder} --to {hints['export']}")
     typer.echo(f"  python -c \"import datasets; print(datasets.load_dataset('{folder}'))\"")
 
 

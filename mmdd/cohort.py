@@ -9,7 +9,6 @@ Shape suffixes: N items of the set, b items of a mini-batch, K experts trained a
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +24,7 @@ from mmdd.learner import Learner, Params
 from mmdd.machine import flops_per_item
 from mmdd.modality import Augmentation
 from mmdd.real import RealData
-from mmdd.rng import generator
+from mmdd.rng import draws_noise, generator
 from mmdd.streamed import StreamedData
 from mmdd.task import weighted_mean
 from mmdd.training import Student
@@ -102,8 +101,8 @@ class Cohort(Student):
         start = draws[0]
         if self.stacked:
             start = {name: torch.stack([draw[name] for draw in draws]) for name in start}
-        rates = {name: getattr(recording, name) for name in ("lr", "momentum", "weight_decay")}
-        super().__init__(learner, start, **rates)
+        names = ("lr", "momentum", "weight_decay", "optimiser")
+        super().__init__(learner, start, **{name: getattr(recording, name) for name in names})
 
     def step(self, batch: Batch) -> Tensor:
         """One step of every expert on `batch`: [K * b] items, expert after expert.
@@ -161,8 +160,7 @@ def stack_size(learner: Learner, example: Batch, batch_size: int, asked: int | N
             raise UserError("these experts cannot be trained stacked", got=asked, expected="1")
         return max(1, asked)
     # dropout draws from one stream, which stacked experts would share
-    dropout = any("Dropout" in type(module).__name__ for module in learner.encoder.modules())
-    if coupled or dropout or learner.compiled:
+    if coupled or draws_noise(learner.encoder) or learner.compiled:
         return 1
     if sum(leaf.numel() for leaf in tree_leaves(example.inputs)) > STACKED_ELEMENTS:
         return 1
@@ -190,6 +188,7 @@ class Schedule:
         self.data, self.recording, self.seed = data, recording, seed
         self.augmentation = augmentation if recording.augment else None
         self.whole = data.select(torch.arange(len(data))) if joint else None
+        self._hardness = self._order() if recording.curriculum is not None else None
         self.per_pass = 1 if joint else math.ceil(len(data) / recording.batch_size)
         self.steps = recording.epoch_steps or self.per_pass
 
@@ -201,11 +200,29 @@ class Schedule:
         """Batches of [K * b] items, expert after expert."""
         streams = [self.stream(expert, "augment", epoch) for expert in members]
         if self.whole is not None:
-            batches = iter([self.whole] * self.steps)
+            batches = iter([self._easy(self.whole, epoch)] * self.steps)
         else:
             batches = self._batches(members, epoch * self.steps, (epoch + 1) * self.steps)
         for batch in batches:
             yield self._augmented(batch, streams)
+
+    def _order(self) -> Tensor:
+        """Rows of the whole structure that are training items, from easy to hard."""
+        difficulty = self.data.difficulty()
+        if difficulty is None or self.whole is None:
+            raise UserError(
+                "these data know no difficulty of their items to make a curriculum of",
+                got=f"experts.curriculum={self.recording.curriculum}",
+                expected="nodes of a graph",
+            )
+        return self.data.rows(torch.argsort(difficulty, stable=True))
+
+    def _easy(self, whole: Batch, epoch: int) -> Batch:
+        """The structure with weight on the items that this epoch trains on."""
+        if self._hardness is None:
+            return whole
+        count = max(1, round(self.recording.share(epoch) * len(self._hardness)))
+        return whole.select(self._hardness[:count].to(whole.groups.device))
 
     def _batches(self, members: list[int], start: int, stop: int) -> Iterator[Batch]:
         """Steps `start` to `stop` of an endless stream of shuffled passes."""
@@ -234,15 +251,3 @@ class Schedule:
         draws = [self.augmentation.draw(each, stream, shared_op=True) for stream in streams]
         draw = draws[0] if len(draws) == 1 else tree_cat(draws)
         return batch.with_inputs(self.augmentation(batch.inputs, draw))
-
-
-@contextlib.contextmanager
-def lent_generators(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators, which dropout reads, and put them back afterwards."""
-    gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if gpu else []):
-        torch.default_generator.manual_seed(seed)
-        if gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from mmdd import catalog
 from mmdd.errors import UserError, nearest, unknown_name
 from mmdd.recipe import Recipe, validate
 
@@ -134,6 +135,7 @@ def compose(
     layers.insert(0, (f"method {name}", read_yaml(methods()[name])))
     layers.append(("command line", nested(given)))
     layers.append(("override", nested(dict(options or {}))))
+    layers[0] = (layers[0][0], _translated(layers[0][1], layers[1:]))
     values: dict[str, Any] = {}
     for origin, layer in layers:
         try:
@@ -142,6 +144,25 @@ def compose(
             raise UserError(f"{origin}: {error}") from None
     values["method"] = name
     return validate(values, lambda key: _origin(layers, key))
+
+
+def _translated(method: dict[str, Any], others: Sequence[Layer]) -> dict[str, Any]:
+    """A method without the net and augmentation of another modality than the one asked for.
+
+    The modality's own defaults then stand in their place.
+    """
+    modality = next((v["modality"] for _, v in reversed(others) if v.get("modality")), None)
+    if modality is None or modality not in catalog.MODALITIES or "modality" in method:
+        return method
+    known = catalog.options(modality)
+    method = dict(method)
+    if method.get("learner", {}).get("encoder") not in known.ENCODERS:
+        method.pop("learner", None)
+    augment = method.get("augment")
+    kind = augment.get("kind") if isinstance(augment, dict) else augment
+    if kind not in known.AUGMENTATIONS:
+        method.pop("augment", None)
+    return method
 
 
 def from_flags(
@@ -162,13 +183,15 @@ def from_flags(
 
     `data` may itself be a recipe. Data with a shipped recipe of its own (``digits``) use it.
     """
+    options = dict(options or {})
     if data is not None and recipe is None:
-        own = f"images/{data}_{method or DEFAULT_METHOD}"
+        own = [name for name in recipes() if name.endswith(f"/{data}_{method or DEFAULT_METHOD}")]
         if is_recipe(data):
             recipe, data = data, None
-        elif own in recipes():
-            recipe = own
-    options = dict(options or {})
+        elif own:
+            recipe = own[0]
+    if data is not None and (known := modality_of(data)):
+        options.setdefault("modality", known)
     if minutes is not None and steps is None and "optimise.steps" not in options:
         steps = AS_MANY_AS_FIT
     flags = {
@@ -182,6 +205,20 @@ def from_flags(
         "run.device": device,
     }
     return compose(recipe, method=method, flags=flags, options=options)
+
+
+def modality_of(data: str) -> str | None:
+    """The modality that a data source names by itself: ``pyg:…`` and arrays are graphs."""
+    if data.startswith("pyg:") or data.endswith((".npz", ".safetensors")):
+        return "graphs"
+    return None
+
+
+def modality_of_object(data: Any) -> str | None:
+    """The modality of an object whose library names it."""
+    if isinstance(data, (list, tuple)) and data:
+        data = data[0]
+    return "graphs" if type(data).__module__.startswith("torch_geometric") else None
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,8 @@ class Distiller:
         """
         comparison = self._comparison()
         self.optimiser.zero_grad()
+        representation = self.synthetic.representation
+        representation.resample(comparison.random("representation"), self.number)
         total = 0.0
         for groups in self._passes():
             loss = self.objective(
@@ -64,6 +66,7 @@ class Distiller:
             if loss.requires_grad:
                 loss.backward()
             total += float(loss.detach())
+        representation.resample(None)
         self._require_finite(total)
         self.optimiser.step(self.number)
         self.synthetic.representation.constrain_()

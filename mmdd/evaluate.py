@@ -19,7 +19,7 @@ from mmdd.learner import Learner, Params
 from mmdd.modality import Augmentation, Mixer
 from mmdd.protocols import Protocol
 from mmdd.real import RealData
-from mmdd.rng import generator
+from mmdd.rng import derive, draws_noise, generator, lent_generators
 from mmdd.task import Task, is_better, weighted_mean
 from mmdd.trees import Tree, tree_cat, tree_leaves, tree_map, tree_take
 
@@ -87,7 +87,7 @@ class Trainer:
         if self._stackable(sets):
             run = _Run(self, names, [s for s in sets if isinstance(s, Batch)])
             return run.finish(self.on_epoch, 0, len(sets))
-        trained = []
+        trained: list[Params] = []
         for place, (name, data) in enumerate(zip(names, sets, strict=True)):
             trained += _Run(self, [name], [data]).finish(self.on_epoch, place, len(sets))
         return trained
@@ -107,6 +107,8 @@ class Trainer:
         if len(sets) < 2 or len(batches) < len(sets) or self.learner.mixes_items:
             return False
         if self.learner.task.coupled or self.protocol.selection == "validation":
+            return False
+        if draws_noise(self.learner.encoder):
             return False
         if self.mixer is not None:
             # a learner has its own pairs and its own share at every step
@@ -148,6 +150,13 @@ class _Run:
 
     def finish(self, on_epoch: Callable[[int, int], None], place: int, of: int) -> list[Params]:
         """Train to the end of the protocol and return one parameter dict per learner."""
+        learner = self.t.learner
+        if not draws_noise(learner.encoder):
+            return self._finish(on_epoch, place, of)
+        with lent_generators(derive(self.t.seed, f"{self.names[0]}/noise"), learner.device):
+            return self._finish(on_epoch, place, of)
+
+    def _finish(self, on_epoch: Callable[[int, int], None], place: int, of: int) -> list[Params]:
         protocol = self.t.protocol
         epochs = protocol.epochs
         optimiser = self._optimiser()

@@ -95,4 +95,4 @@ class Segments(_FromExperts):
                 start, target = dict(here), dict(there)
             start |= {name: here[name] for name in names}
             target |= {name: there[name] for name in names}
-        return Drawn(start, target=target)
+        return Drawn(start, trained=self._at(expert, self.experts.epochs), target=target)

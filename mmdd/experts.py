@@ -53,6 +53,9 @@ class Recording:
     sharpness: flat trajectories (FTD): adaptive GSAM with the radius `rho` and, times `alpha`, the
         part of the old gradient orthogonal to the new one taken off; see `mmdd.cohort`.
     keep: all snapshots, or only the first and the last (all that interpolated pairs need).
+    optimiser: ``sgd``, or ``adam``, for which `momentum` is not read.
+    curriculum: share of the training items, the easiest ones, that an expert begins with; it grows
+        evenly to all of them by epoch `curriculum_epochs` (GEOM). For data that know difficulty.
 
     Raises `UserError` for a value that cannot be trained with.
     """
@@ -69,6 +72,9 @@ class Recording:
     rho: float = 0.01
     alpha: float = 0.3
     keep: Literal["epochs", "ends"] = "epochs"
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    curriculum: float | None = None
+    curriculum_epochs: int = 1
 
     def __post_init__(self) -> None:
         for name in ("count", "epochs", "batch_size", "epoch_steps"):
@@ -86,16 +92,33 @@ class Recording:
             raise _refused("momentum", self.momentum, "less than 1")
         if self.keep not in ("epochs", "ends"):
             raise _refused("keep", self.keep, "'epochs' or 'ends'")
+        if self.optimiser not in ("sgd", "adam"):
+            raise _refused("optimiser", self.optimiser, "'sgd' or 'adam'")
+        if self.curriculum is not None and not 0 < self.curriculum <= 1:
+            raise _refused("curriculum", self.curriculum, "a share above 0")
+        if self.curriculum_epochs < 1:
+            raise _refused("curriculum_epochs", self.curriculum_epochs, "1 or more")
 
     @property
     def kept(self) -> tuple[int, ...]:
         """Epochs whose snapshots are stored; 0 is the start."""
         return (0, self.epochs) if self.keep == "ends" else tuple(range(self.epochs + 1))
 
+    def share(self, epoch: int) -> float:
+        """Share of the items, the easiest ones, that epoch number `epoch` trains on."""
+        if self.curriculum is None:
+            return 1.0
+        done = min(1.0, epoch / self.curriculum_epochs)
+        return self.curriculum + done * (1 - self.curriculum)
+
     def of_one(self) -> dict[str, Any]:
         """Everything that decides one expert: all but their number."""
         values = dataclasses.asdict(self)
         del values["count"]
+        # what came later is named where it is used: older recordings keep their names
+        for name, usual in (("optimiser", "sgd"), ("curriculum", None), ("curriculum_epochs", 1)):
+            if values[name] == usual:
+                del values[name]
         return values
 
 

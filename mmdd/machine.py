@@ -63,21 +63,32 @@ def keeps_gradients_in_half(encoder: nn.Module) -> bool:
 
 
 def execution(
-    run: Run, where: torch.device, encoder: nn.Module, example: Tree, items: float
+    run: Run,
+    where: torch.device,
+    encoder: nn.Module,
+    example: Tree,
+    items: float,
+    *,
+    eager: bool = False,
 ) -> dict[str, Any]:
     """Choose precision, compilation and chunk for `items` forward passes of one item in all.
 
-    A backward pass counts as two forward passes.
+    A backward pass counts as two forward passes. `eager`: what is left open is neither compiled
+    nor rounded (nets whose shapes change at every step, or that have few operations).
 
     The choice depends on the recipe and the kind of machine, never on a clock, so that the same
     recipe gives the same bits again.
     """
     item_flops = flops_per_item(encoder, example)
     compiled = run.compile
+    if eager and compiled == "auto":
+        compiled = False
     if compiled == "auto":
         rate = EAGER_FLOPS if where.type == "cpu" else 1e13
         compiled = items * item_flops / rate > 2 * COMPILE_SECONDS and can_compile()
     precision = run.precision
+    if eager and precision == "auto":
+        precision = "float32"
     if precision == "auto":
         # Below a few MFLOP an item the calls dominate, and bfloat16 only adds casts.
         fast = native_bfloat16(where) and item_flops > 2e6 and keeps_gradients_in_half(encoder)

@@ -35,6 +35,7 @@ class SyntheticTrained(Section):
     momentum: Momentum = 0.0
     weight_decay: NotNegative = 0.0
     augment: bool = True
+    optimiser: Literal["sgd", "adam"] = "sgd"
 
 
 class RealTrained(Section):
@@ -48,6 +49,7 @@ class RealTrained(Section):
     momentum: Momentum = 0.9
     weight_decay: NotNegative = 5e-4
     augment: bool = True
+    optimiser: Literal["sgd", "adam"] = "sgd"
 
 
 class Pool(Section):
@@ -68,6 +70,7 @@ class Pool(Section):
     momentum: Momentum = 0.9
     weight_decay: NotNegative = 5e-4
     augment: bool = True
+    optimiser: Literal["sgd", "adam"] = "sgd"
 
     @model_validator(mode="after")
     def _fits(self) -> Pool:
@@ -136,6 +139,11 @@ class Experts(Section):
     keep: Literal["epochs", "ends"] = Field(
         "epochs", description="snapshots: after every epoch, or only the first and the last"
     )
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    curriculum: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the items, the easiest, that an expert begins with (GEOM)"
+    )
+    curriculum_epochs: Positive = Field(1, description="by which it has grown to all of them")
 
 
 # -- objectives ------------------------------------------------------------------------------------
@@ -195,6 +203,7 @@ class Trajectory(Weighted):
     order: Literal["random", "fixed"] = "random"
     momentum: Momentum = 0.0
     skip_above: Rate | None = Field(None, description="skip the update when the loss is above")
+    root: bool = Field(False, description="ratio of distances, not of their squares (GEOM)")
 
     @model_validator(mode="after")
     def _fits(self) -> Trajectory:

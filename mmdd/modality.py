@@ -104,7 +104,10 @@ class Augmentation(Protocol):
 
 
 class Modality(Protocol):
-    """One folder of ``modalities/``: how items are read, encoded, augmented and shown."""
+    """One folder of ``modalities/``: how items are read, encoded, augmented and shown.
+
+    A modality whose nets are not worth compiling sets ``eager = True``.
+    """
 
     name: str
     mixers: Mapping[str, Mixer]

@@ -42,7 +42,7 @@ class OuterOptimiser:
         """Clip, set the scheduled rates of step `number` (0-based) and update every leaf."""
         for name, optimiser in self.optimisers.items():
             options, leaf = self.options[name], self.leaves[name]
-            if leaf.grad is None:
+            if leaf.grad is None or not (options.turn is None or options.turn.has(number)):
                 continue
             if options.clip is not None:
                 nn.utils.clip_grad_norm_([leaf], options.clip)

@@ -30,15 +30,25 @@ class Parts:
     def learner(self, items: float, encoder: str | None = None) -> Learner:
         """Build a learner for `items` forward passes of one item in all.
 
-        `encoder` names another encoder than the recipe's, with its default options.
+        `encoder` names the one that judges: ``evaluate.learner`` if that is its name, or the
+        recipe's own, or another with its default options.
         """
         options = self.recipe.learner
-        if encoder is not None and encoder != options.encoder:
+        judge = self.recipe.evaluate.learner
+        if encoder is not None and judge is not None and judge.encoder == encoder:
+            options = judge
+        elif encoder is not None and encoder != options.encoder:
             options = catalog.options(self.recipe.modality).ENCODERS[encoder]()
         module = self.modality.encoder(options, self.info)
         example = self.modality.example(self.info)
-        how = machine.execution(self.recipe.run, self.device, module, example, items)
+        eager = getattr(self.modality, "eager", False)
+        how = machine.execution(self.recipe.run, self.device, module, example, items, eager=eager)
         return Learner(module, self.task, device=self.device, **how)
+
+    @property
+    def judge(self) -> str:
+        """Name of the encoder that judges first."""
+        return str((self.recipe.evaluate.learner or self.recipe.learner).encoder)
 
     def augmentation(self) -> Augmentation | None:
         """The recipe's augmentation."""

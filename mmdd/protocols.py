@@ -34,6 +34,7 @@ class Protocol(Section):
     )
     selection: Literal["last", "validation"] = "last"
     checks: Positive = Field(10, description="scores on validation during training, if selected by")
+    full: str = Field("full", description="protocol of the full-data reference: another one's name")
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -44,6 +45,19 @@ PROTOCOLS: dict[str, Protocol] = {
     "idc": Protocol(name="idc", epochs=1000, batch_size=64, schedule="idc", mix="cutmix"),
     # MTT (Cazenavette et al. 2022): as dc, at the step size that was learned with the set.
     "mtt": Protocol(name="mtt", epochs=1000, lr="learned"),
+    # GCond (Jin et al. 2022) and the graph field after it: Adam on the whole set, rate x0.1 and
+    # moments forgotten half-way, the state that validation on the real graph prefers. The same
+    # recipe for full data.
+    "gcond": Protocol(
+        name="gcond",
+        epochs=600,
+        batch_size=1_000_000,
+        optimiser="adam",
+        selection="validation",
+        checks=120,
+        augment=False,
+        full="gcond",
+    ),
     "quick": Protocol(name="quick", epochs=200, lr=0.03, schedule="cosine"),
     # Fit for a full training set: few epochs, one cycle, the epoch that validation prefers.
     "full": Protocol(
@@ -68,7 +82,10 @@ class Evaluate(Section):
         default_factory=lambda: PROTOCOLS["dc"], description="a name, or a protocol written out"
     )
     learners: Positive = 3
-    encoders: list[str] = Field(default=[], description="others than the one it was distilled with")
+    learner: Any = Field(
+        None, description="net that judges, written like `learner`; none: the one it is made with"
+    )
+    encoders: list[str] = Field(default=[], description="others that judge too")
     selection: Literal["last", "validation"] | None = None
     labels: Literal["own", "hard"] | None = None
     epochs: Positive | None = None
@@ -78,7 +95,9 @@ class Evaluate(Section):
     augment: Any = Field(
         None, description="augmentation of the learners that judge; none: the recipe's own"
     )
-    baselines: list[Literal["random", "herding", "k-center"]] = Field(default=["random", "herding"])
+    baselines: list[Literal["random", "herding", "k-center", "k-means", "aggregate"]] = Field(
+        default=["random", "herding"]
+    )
     full: Literal["auto", True, False] = Field(
         "auto", description="full-data reference; auto leaves it out beyond full_minutes"
     )
@@ -115,7 +134,9 @@ class Evaluate(Section):
 
         A small set gets more epochs: at least `FULL_UPDATES` steps.
         """
-        full = PROTOCOLS["full"]
+        full = PROTOCOLS[self.resolved().full]
+        if full.name != "full":
+            return full.model_copy(update={"epochs": self.full_epochs or full.epochs})
         per_epoch = -(-items // full.batch_size)
         epochs = self.full_epochs or max(full.epochs, -(-FULL_UPDATES // per_epoch))
         return full.model_copy(update={"epochs": epochs, "checks": min(epochs, full.checks)})

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdd.batch import Batch
+from mmdd.errors import UserError
 from mmdd.trees import Tree, tree_map, tree_take
 
 
@@ -57,6 +58,41 @@ class RealData(abc.ABC):
         index = index.cpu()
         targets = None if self.targets is None else self.targets[index].to(self.device)
         return Batch(self.read(index), targets, self.groups[index].to(self.device))
+
+    def seen_by(self, encoder: nn.Module) -> RealData:
+        """The same items, in the same order, in the form that is cheapest for `encoder`.
+
+        A net that reads neighbours only through a fixed operator can be given its product, and one
+        with a short receptive field the part of a graph that it reaches.
+        """
+        return self
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Rows of the batch ``select(index)`` that are the items `index` [n]."""
+        return torch.arange(len(index))
+
+    def items(self, index: Tensor) -> Tree:
+        """Inputs of the items `index` [n] on their own, from which a synthetic set can start."""
+        return self.select(index).inputs
+
+    def coreset(self, index: Tensor) -> Batch:
+        """The items `index` [n] as a training set of their own: a baseline."""
+        return self.select(index)
+
+    def difficulty(self) -> Tensor | None:
+        """[N] how hard every item is, the larger the harder; None where nothing tells."""
+        return None
+
+    def aggregate(self, counts: Tensor, generator: torch.Generator) -> Batch:
+        """``counts[g]`` items of every group that sum it up, made without training.
+
+        Raises `UserError` where nothing of the kind is known.
+        """
+        raise UserError(
+            "these data know no training-free aggregation",
+            got="aggregate",
+            expected="one of real, herding, k-center, k-means",
+        )
 
     def members(self, group: int) -> Tensor:
         """[N_g] int64 indices of the items of `group`, in the order of the set."""
@@ -170,6 +206,10 @@ class JointData(RealData):
     def read(self, index: Tensor) -> Tree:
         """Return the whole structure: joint inputs are never sliced."""
         return self.structure
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Places of the items in the structure."""
+        return self.index[index.cpu()]
 
     def select(self, index: Tensor) -> Batch:
         """Return the whole structure with weight 1 on the items `index` and 0 elsewhere."""

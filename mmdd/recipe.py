@@ -57,6 +57,11 @@ class Recipe(Section):
             section = named(self.evaluate.augment)
             judging = _union(options.AUGMENTATIONS, section, "evaluate.augment", "kind")
             self.evaluate = self.evaluate.model_copy(update={"augment": judging})
+        if self.evaluate.learner is not None:
+            section = self.evaluate.learner
+            section = {"encoder": section} if isinstance(section, str) else section
+            judge = _union(options.ENCODERS, section, "evaluate.learner", "encoder")
+            self.evaluate = self.evaluate.model_copy(update={"learner": judge})
         for name in self.evaluate.encoders:
             with at("evaluate.encoders"):
                 catalog.require("encoder", name, options.ENCODERS)
@@ -64,6 +69,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Recipe:
+        if self.evaluate.resolved().full not in PROTOCOLS:
+            known = ", ".join(PROTOCOLS)
+            raise ValueError(f"evaluate.protocol.full must be one of {known}")
         if self.run.keep == "validation" and not self.evaluate.every:
             raise ValueError(
                 "run.keep=validation needs scores during the run: set evaluate.every to a number"
@@ -109,7 +117,7 @@ class Recipe(Section):
             )
 
     def _require_related_nets(self, section: Any) -> None:
-        trained = ("interpolated", "pool", "real-trained")
+        trained = ("interpolated", "pool", "real-trained", "experts")
         if section.kind != "cross-entropy":
             return
         if section.at == "trained" and self.source.kind not in trained:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdd.cohort import Cohort, Schedule, lent_generators, stack_size
+from mmdd.cohort import Cohort, Schedule, stack_size
 from mmdd.errors import NonFiniteError, UserError
 from mmdd.experts import (
     DTYPES,
@@ -38,7 +38,7 @@ from mmdd.modality import Augmentation
 from mmdd.progress import Progress, Update
 from mmdd.provenance import versions
 from mmdd.real import RealData
-from mmdd.rng import derive
+from mmdd.rng import derive, lent_generators
 
 STATE = "state.safetensors"
 STATE_SECONDS = 30.0

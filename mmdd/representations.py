@@ -29,6 +29,8 @@ class Representation(nn.Module):
     """
 
     expand: int = 1
+    joint: bool = False
+    """True where the stored items form one structure (a graph), decoded as a whole."""
 
     @classmethod
     def needs(cls, example: Tree, **options: Any) -> int:
@@ -40,9 +42,17 @@ class Representation(nn.Module):
 
     @classmethod
     def of_items(
-        cls, values: Tree, *, bounds: tuple[Tree, Tree] | None = None, **options: Any
+        cls,
+        values: Tree,
+        *,
+        bounds: tuple[Tree, Tree] | None = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
     ) -> Self:
-        """Build from K = M x `needs` items; those of one stored item stand one after another."""
+        """Build from K = M x `needs` items; those of one stored item stand one after another.
+
+        What does not come from the items is drawn from `generator`.
+        """
         raise AssertionError("a representation defines of_items")
 
     @classmethod
@@ -64,6 +74,12 @@ class Representation(nn.Module):
     def leaves(self) -> dict[str, nn.Parameter]:
         """Learnable tensors by public name."""
         return {name.replace("/", "."): leaf for name, leaf in self.named_parameters()}
+
+    def resample(self, generator: torch.Generator | None, step: int = 0) -> None:
+        """Draw what is random in `decode` for step number `step`; None: decode the expected form.
+
+        Called around every comparison, so that nothing of it needs to be check-pointed.
+        """
 
     def constrain_(self) -> None:
         """Bring the leaves back into their valid range after a step."""
@@ -105,7 +121,12 @@ class FieldWise(Representation):
 
     @classmethod
     def of_items(
-        cls, values: Tree, *, bounds: tuple[Tree, Tree] | None = None, **options: Any
+        cls,
+        values: Tree,
+        *,
+        bounds: tuple[Tree, Tree] | None = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
     ) -> Self:
         """Code the items `values` [K, ...]."""
         made = cls(tree_take(values, slice(0, 1)), **options)

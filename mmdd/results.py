@@ -72,7 +72,7 @@ class Judge:
         """
         if self.protocol.lr == "learned" and synthetic.step_size is None:
             raise no_step_size()
-        names = list(encoders) or [self.parts.recipe.learner.encoder, *self.options.encoders]
+        names = list(encoders) or [self.parts.judge, *self.options.encoders]
         count = learners or self.options.learners
         return {name: self._rows(name, synthetic, count, baselines) for name in names}
 
@@ -85,7 +85,7 @@ class Judge:
         learner = self.parts.learner(items, encoder)
         # baselines too are trained at the rate that was learned: rows differ by their data alone
         protocol, rates = with_rates(self.protocol, synthetic, learner)
-        trainer = self.parts.trainer(learner, protocol, self.splits.validation, rates=rates)
+        trainer = self._trainer(learner, protocol, rates=rates)
         found = {"synthetic": self._score(trainer, [batch] * count, f"{encoder}: synthetic")}
         if baselines:
             counts = synthetic.groups.cpu().bincount(minlength=synthetic.num_groups)
@@ -99,6 +99,11 @@ class Judge:
             if full is not None:
                 found["full"] = full
         return found
+
+    def _trainer(self, learner: Learner, protocol: Protocol, **more: Any) -> Trainer:
+        validation = self.splits.validation
+        seen = None if validation is None else validation.seen_by(learner.encoder)
+        return self.parts.trainer(learner, protocol, seen, **more)
 
     def _baseline(
         self, how: str, encoder: str, trainer: Trainer, counts: Tensor, count: int
@@ -125,13 +130,16 @@ class Judge:
                 start.chosen_items(self.parts, how, train, counts, seed + 1000 * (place + 1))
                 for place in range(learners)
             ]
-            return [train.select(index) for index in indices]
-        return [train.select(start.chosen_items(self.parts, how, train, counts, seed))] * learners
+            return [train.coreset(index) for index in indices]
+        if how == "aggregate":
+            batch = train.aggregate(counts, generator(seed, "select/aggregate"))
+            return [batch.to(self.parts.device)] * learners
+        return [train.coreset(start.chosen_items(self.parts, how, train, counts, seed))] * learners
 
     def _score(self, trainer: Trainer, sets: Sequence[Any], name: str) -> Row:
         total = trainer.protocol.epochs * len(sets)
-        test = self.splits.test
-        assert test is not None
+        assert self.splits.test is not None
+        test = self.splits.test.seen_by(trainer.learner.encoder)
         with self.progress.task(name, total) as update:
             trainer.on_epoch = lambda done, of: update(done)
             trained = trainer.train(sets)
@@ -149,7 +157,7 @@ class Judge:
         if self.splits.validation is None:
             protocol = protocol.model_copy(update={"selection": "last"})
         learner = self.parts.learner(3.0 * protocol.epochs * len(train) * count, encoder)
-        trainer = self.parts.trainer(learner, protocol, self.splits.validation)
+        trainer = self._trainer(learner, protocol)
         key = self._key(trainer, encoder, count)
         return remembered("full", key, lambda: self._full_row(trainer, encoder, count))
 
@@ -164,13 +172,14 @@ class Judge:
                 " evaluate.full=true."
             )
             return None
-        return self._score(trainer, [self.splits.train] * count, f"{encoder}: full data")
+        train = self.splits.train.seen_by(trainer.learner.encoder)
+        return self._score(trainer, [train] * count, f"{encoder}: full data")
 
     def _minutes(self, trainer: Trainer, count: int) -> float:
         """Estimate the time of `count` learners from a few mini-batches, after one to warm up."""
         protocol = trainer.protocol
         few = 4
-        train = self.splits.train
+        train = self.splits.train.seen_by(trainer.learner.encoder)
         size = min(len(train), protocol.batch_size)
         order = torch.randperm(len(train), generator=generator(0, "probe"))
         first = train.select(order[:size])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def derive(seed: int, name: str) -> int:
@@ -17,6 +19,25 @@ def derive(seed: int, name: str) -> int:
 def generator(seed: int, name: str) -> torch.Generator:
     """Return a fresh CPU generator for one purpose of a run."""
     return torch.Generator().manual_seed(derive(seed, name))
+
+
+@contextlib.contextmanager
+def lent_generators(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators, which dropout reads, and put them back afterwards."""
+    gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def draws_noise(module: nn.Module) -> bool:
+    """True for a net with dropout: its forward pass reads the global generator."""
+    return any(
+        getattr(part, "p", 0) for part in module.modules() if "Dropout" in type(part).__name__
+    )
 
 
 class Streams:

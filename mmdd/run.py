@@ -26,7 +26,7 @@ from mmdd.experts import Experts
 from mmdd.files import load_tree, require_writable, save_tree, write_atomic
 from mmdd.modality import Splits
 from mmdd.progress import Progress
-from mmdd.recipe import PROTOCOLS, Recipe
+from mmdd.recipe import PROTOCOLS, Protocol, Recipe
 from mmdd.results import detached
 from mmdd.task import is_better
 
@@ -187,12 +187,14 @@ class Run:
         batch = detached(self.distiller.synthetic)
         if self._trainer is None:
             # kept: every new learner would be compiled anew
-            protocol = PROTOCOLS["quick"]
+            protocol = self._quick()
             checks = max(1, self.steps // self.recipe.evaluate.every)
-            learner = self.parts.learner(3.0 * protocol.epochs * len(batch) * checks)
+            items = 3.0 * protocol.epochs * len(batch) * checks
+            learner = self.parts.learner(items, self.parts.judge)
             self._trainer = self.parts.trainer(learner, protocol, None)
         trained = self._trainer.train([batch], "during")
-        value = score(self._trainer.learner, trained[0], validation)
+        learner = self._trainer.learner
+        value = score(learner, trained[0], validation.seen_by(learner.encoder))
         if is_better(self.parts.task, value, self.best_score):
             self.best_score = value
             self.best = {
@@ -200,6 +202,13 @@ class Run:
                 for name, tensor in self.distiller.synthetic.state_dict().items()
             }
         return value
+
+    def _quick(self) -> Protocol:
+        """A short protocol of the kind that the recipe judges by."""
+        own = self.recipe.evaluate.resolved()
+        if own.full == "full":
+            return PROTOCOLS["quick"]
+        return own.model_copy(update={"epochs": max(1, own.epochs // 3), "selection": "last"})
 
     def _latest(self) -> dict[str, float]:
         scored = [record["validation"] for record in self.history if "validation" in record]

@@ -160,11 +160,5 @@ def group_features(
     for index in members.split(size):
         batch = data.select(index)
         features = learner.features(params, batch, train=False)
-        parts.append((features[data_rows(data, index)] if batch.joint else features).cpu())
+        parts.append((features[data.rows(index)] if batch.joint else features).cpu())
     return torch.cat(parts).float()
-
-
-def data_rows(data: RealData, index: Tensor) -> Tensor:
-    """Rows of a joint structure that the items `index` of `data` are."""
-    rows = getattr(data, "index", None)
-    return index if rows is None else rows[index]

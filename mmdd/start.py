@@ -11,6 +11,7 @@ from mmdd import catalog
 from mmdd.errors import UserError
 from mmdd.labels import HardLabels, Labels, SoftLabels
 from mmdd.learner import Learner
+from mmdd.modality import DataInfo
 from mmdd.parts import Parts
 from mmdd.real import RealData
 from mmdd.recipe import Recipe
@@ -22,20 +23,25 @@ from mmdd.teacher import Teacher, class_logits, per_stored_item
 from mmdd.trees import Tree
 
 
-def budget(recipe: Recipe, sizes: Tensor, names: tuple[str, ...]) -> Tensor:
+def budget(recipe: Recipe, sizes: Tensor, info: DataInfo) -> Tensor:
     """[G] int64 stored items per class.
 
-    `items` and `fraction` are shared out in proportion to the class sizes, at least one each.
+    `items` and `fraction` are shared out in proportion to the class sizes, at least one each, or
+    evenly where ``synthetic.balance`` says so.
 
     Raises `UserError` when a class has fewer real items than asked for.
     """
-    wanted, total = recipe.synthetic, int(sizes.sum())
+    wanted, total, names = recipe.synthetic, int(sizes.sum()), info.names
     present = sizes > 0
     if wanted.per_class is not None:
         counts = torch.where(present, wanted.per_class, 0)
     else:
-        items = wanted.items or max(1, round((wanted.fraction or 0) * total))
-        counts = share_out(items, sizes)
+        whole = total if wanted.fraction_of == "train" else items_in_all(info, total)
+        items = wanted.items or max(1, round((wanted.fraction or 0) * whole))
+        if wanted.balance == "uniform":
+            counts = share_out(items, sizes, present.long() * total)
+        else:
+            counts = share_out(items, sizes)
     short = torch.nonzero(counts > sizes).flatten()
     if len(short):
         first = int(short[0])
@@ -46,18 +52,39 @@ def budget(recipe: Recipe, sizes: Tensor, names: tuple[str, ...]) -> Tensor:
             expected=f"at most {int(sizes[first])}",
             hint="Lower --per-class, or give --items, which is shared out by class size.",
         )
-    if int(counts.sum()) >= total:
+    # a few labelled nodes stand in a large graph: as many synthetic ones are still far smaller
+    most = total if items_in_all(info, total) > total else total - 1
+    if int(counts.sum()) > most:
         raise UserError(
             "the synthetic set would not be smaller than the training set",
             got=int(counts.sum()),
-            expected=f"fewer than {total} items",
+            expected=f"at most {most} items",
         )
     return counts
 
 
-def share_out(items: int, sizes: Tensor) -> Tensor:
-    """Share `items` among the classes in proportion to `sizes` (largest remainder, at least 1)."""
+def items_in_all(info: DataInfo, labelled: int) -> int:
+    """How many items there are, unlabelled ones and those of other splits included, if known."""
+    return max(labelled, info.sizes.get("nodes", 0))
+
+
+def told_budget(counts: Tensor, sizes: Tensor, info: DataInfo) -> str:
+    """The budget in every unit that a table may use."""
+    made, total = int(counts.sum()), int(sizes.sum())
+    low, high = int(counts[counts > 0].min()), int(counts.max())
+    each = f"{low}" if low == high else f"{low} to {high}"
+    told = f"{made} synthetic items: {each} per class, {made / total:.3g} of the training items"
+    whole = items_in_all(info, total)
+    return told + (f", {made / whole:.3g} of all {whole} nodes" if "nodes" in info.sizes else "")
+
+
+def share_out(items: int, sizes: Tensor, shares: Tensor | None = None) -> Tensor:
+    """Share `items` among the classes in proportion to `shares` (largest remainder, at least 1).
+
+    No class gets more than its `sizes`, which are also the shares if none are given.
+    """
     present = sizes > 0
+    shares = sizes if shares is None else shares
     if items < int(present.sum()):
         raise UserError(
             "fewer synthetic items than classes",
@@ -68,7 +95,7 @@ def share_out(items: int, sizes: Tensor) -> Tensor:
     while (left := min(items, int(sizes.sum())) - int(counts.sum())) > 0:
         # in rounds: what a small class cannot take is shared out among the others
         room = sizes - counts
-        share = sizes.double() * (room > 0)
+        share = shares.double() * (room > 0)
         ideal = left * share / share.sum()
         whole = ideal.floor().long()
         counts += torch.minimum(whole, room)
@@ -87,7 +114,8 @@ def chosen_items(parts: Parts, how: str, data: RealData, counts: Tensor, seed: i
         return select(choose, data, counts, stream)
     learner = parts.learner(items=float(min(len(data), 10_000 * data.num_groups)))
     params = learner.init(generator(seed, "select/net"))
-    return select(choose, data, counts, stream, learner=learner, params=params)
+    seen = data.seen_by(learner.encoder)
+    return select(choose, seen, counts, stream, learner=learner, params=params)
 
 
 def start_items(parts: Parts, data: RealData, counts: Tensor) -> Tree:
@@ -99,6 +127,8 @@ def start_items(parts: Parts, data: RealData, counts: Tensor) -> Tree:
     if how == "noise":
         stream = generator(seed, "initialise")
         return parts.modality.noise(int(counts.sum()), parts.info, stream)
+    if how == "aggregate":
+        return data.aggregate(counts, generator(seed, "initialise")).inputs
     name = "random" if how == "real" else how
     fit = torch.minimum(counts, data.group_sizes)
     chosen = chosen_items(parts, name, data, fit, seed)
@@ -106,7 +136,7 @@ def start_items(parts: Parts, data: RealData, counts: Tensor) -> Tree:
         own[torch.arange(int(count)) % max(1, len(own))]
         for own, count in zip(chosen.split(fit.tolist()), counts, strict=True)
     ]
-    return data.select(torch.cat(turns)).inputs
+    return data.items(torch.cat(turns))
 
 
 def representation_of(parts: Parts) -> tuple[type[Representation], dict[str, Any]]:
@@ -129,7 +159,8 @@ def synthetic_set(
     groups = torch.repeat_interleave(torch.arange(len(counts)), counts)
     needs = kind.needs(parts.modality.example(parts.info), **options)
     values = start_items(parts, data, counts * needs)
-    representation = kind.of_items(values, bounds=bounds_of(parts), **options)
+    stream = generator(parts.recipe.run.seed, "representation")
+    representation = kind.of_items(values, bounds=bounds_of(parts), generator=stream, **options)
     made = assemble(parts, representation, HardLabels(groups), groups, learner)
     if parts.recipe.synthetic.labels.kind != "hard":
         made.labels = first_labels(parts, made, teacher).to(parts.device)
@@ -148,7 +179,14 @@ def assemble(
     if rate is not None:
         count = 1 if learner is None else len(learner.groups_of_parameters)
         step_size = StepSize(rate, count)
-    made = SyntheticSet(representation, labels, groups, parts.info.classes, step_size=step_size)
+    made = SyntheticSet(
+        representation,
+        labels,
+        groups,
+        parts.info.classes,
+        joint=representation.joint,
+        step_size=step_size,
+    )
     return made.to(parts.device)
 
 
@@ -178,7 +216,13 @@ def restore(parts: Parts, tensors: dict[str, Tensor]) -> SyntheticSet:
         own, example=parts.modality.example(parts.info), bounds=bounds_of(parts), **options
     )
     labels = _restored_labels(parts, tensors)
-    made = SyntheticSet(representation, labels, tensors["groups"], parts.info.classes)
+    made = SyntheticSet(
+        representation,
+        labels,
+        tensors["groups"],
+        parts.info.classes,
+        joint=representation.joint,
+    )
     if "step_size.log" in tensors:
         made.step_size = StepSize(1.0, len(tensors["step_size.log"]))
     made.load_state_dict(tensors)

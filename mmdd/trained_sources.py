@@ -13,6 +13,7 @@ import torch
 
 from mmdd.batch import Batch
 from mmdd.real import RealData
+from mmdd.rng import draws_noise
 from mmdd.sources import Drawn, ParameterSource, Surroundings
 from mmdd.synthetic import SyntheticSet
 from mmdd.training import Student
@@ -46,15 +47,24 @@ class _Trained(ParameterSource):
         momentum: float,
         weight_decay: float,
         augment: bool,
+        optimiser: Literal["sgd", "adam"],
     ) -> None:
         self.around = around
         self.batch_size = batch_size
-        self._rates = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        self._rates: dict[str, Any] = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "optimiser": optimiser,
+        }
         self._augmentation = around.augmentation if augment else None
 
     def _born(self) -> Student:
-        params = self.around.learner.init(self.around.streams["source"])
-        return Student(self.around.learner, params, **self._rates)
+        learner, noise = self.around.learner, None
+        params = learner.init(self.around.streams["source"])
+        if draws_noise(learner.encoder):
+            noise = int(torch.randint(2**62, (1,), generator=self.around.streams["source/noise"]))
+        return Student(learner, params, noise=noise, **self._rates)
 
     def _revived(self, state: dict[str, Any]) -> Student:
         student = Student(self.around.learner, self._blank(state), **self._rates)
@@ -154,6 +164,7 @@ class SyntheticTrained(_OneNet):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         augment: bool = True,
+        optimiser: Literal["sgd", "adam"] = "sgd",
     ) -> None:
         super().__init__(
             around,
@@ -162,6 +173,7 @@ class SyntheticTrained(_OneNet):
             momentum=momentum,
             weight_decay=weight_decay,
             augment=augment,
+            optimiser=optimiser,
         )
         counts = torch.bincount(around.synthetic.groups.cpu())
         usual = loops(int(counts.max()))
@@ -193,6 +205,7 @@ class RealTrained(_OneNet):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         augment: bool = True,
+        optimiser: Literal["sgd", "adam"] = "sgd",
     ) -> None:
         super().__init__(
             around,
@@ -201,6 +214,7 @@ class RealTrained(_OneNet):
             momentum=momentum,
             weight_decay=weight_decay,
             augment=augment,
+            optimiser=optimiser,
         )
         self.life, self.updates = life, updates
 
@@ -238,6 +252,7 @@ class Pool(_Trained):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         augment: bool = True,
+        optimiser: Literal["sgd", "adam"] = "sgd",
     ) -> None:
         super().__init__(
             around,
@@ -246,6 +261,7 @@ class Pool(_Trained):
             momentum=momentum,
             weight_decay=weight_decay,
             augment=augment,
+            optimiser=optimiser,
         )
         self.nets, self.push_every, self.life = nets, push_every, life
         self.train_on, self.students, self.updates = train_on, students, updates

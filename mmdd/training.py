@@ -1,14 +1,16 @@
-"""A learner in training by plain SGD: what parameter sources and expert recordings step."""
+"""A learner in training: what parameter sources and expert recordings step."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mmdd.batch import Batch
 from mmdd.learner import Learner, Params
+from mmdd.rng import derive, draws_noise, lent_generators
 from mmdd.task import weighted_mean
 from mmdd.trees import tree_map
 
@@ -19,6 +21,8 @@ class Student:
     Parameters
     ----------
     params: where training starts; they are copied, so that the caller's stay as they are.
+    optimiser: ``sgd``, or ``adam``, for which `momentum` is not read.
+    noise: seed of what dropout draws; None leaves it to the caller.
     """
 
     def __init__(
@@ -29,11 +33,18 @@ class Student:
         lr: float,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
+        optimiser: Literal["sgd", "adam"] = "sgd",
+        noise: int | None = None,
     ) -> None:
         self.learner = learner
         self._params = {name: value.detach().clone() for name, value in params.items()}
         leaves = [value.requires_grad_() for value in learner.trainable(self._params).values()]
-        self._optimiser = torch.optim.SGD(leaves, lr, momentum, weight_decay=weight_decay)
+        self._optimiser: torch.optim.Optimizer
+        if optimiser == "adam":
+            self._optimiser = torch.optim.Adam(leaves, lr, weight_decay=weight_decay)
+        else:
+            self._optimiser = torch.optim.SGD(leaves, lr, momentum, weight_decay=weight_decay)
+        self.noise = noise if draws_noise(learner.encoder) else None
         self.steps = 0
 
     @property
@@ -50,23 +61,31 @@ class Student:
         return {name: value.detach().clone() for name, value in self._params.items()}
 
     def step(self, batch: Batch) -> Any:
-        """One SGD step on the mean loss of `batch`; returns the outputs that it was taken at."""
+        """One step on the mean loss of `batch`; returns the outputs that it was taken at."""
         self._optimiser.zero_grad(set_to_none=True)
-        outputs = self.learner.outputs(self._params, batch)
+        with self._noisy():
+            outputs = self.learner.outputs(self._params, batch)
         losses = self.learner.task.item_losses(outputs, batch.targets)
         weighted_mean(losses, batch.weights).backward()
         self._optimiser.step()
         self.steps += 1
         return tree_map(Tensor.detach, outputs)
 
+    def _noisy(self) -> contextlib.AbstractContextManager[None]:
+        """Random numbers that depend on the net and its age alone."""
+        if self.noise is None:
+            return contextlib.nullcontext()
+        return lent_generators(derive(self.noise, str(self.steps)), self.learner.device)
+
     def state_dict(self) -> dict[str, Any]:
-        """Parameters, momentum and age, copied."""
-        velocity = {
-            name: self._optimiser.state[leaf]["momentum_buffer"].clone()
+        """Parameters, moments and age, copied."""
+        moments = {
+            name: {k: v.clone() for k, v in state.items() if isinstance(v, Tensor)}
             for name, leaf in self.learner.trainable(self._params).items()
-            if self._optimiser.state.get(leaf, {}).get("momentum_buffer") is not None
+            if (state := self._optimiser.state.get(leaf))
         }
-        return {"params": self.snapshot(), "velocity": velocity, "steps": self.steps}
+        found = {"params": self.snapshot(), "velocity": moments, "steps": self.steps}
+        return found if self.noise is None else {**found, "noise": self.noise}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -76,6 +95,10 @@ class Student:
         for name, leaf in self.learner.trainable(self._params).items():
             self._optimiser.state.pop(leaf, None)
             if name in state["velocity"]:
-                buffer = state["velocity"][name].to(leaf.device, copy=True)
-                self._optimiser.state[leaf] = {"momentum_buffer": buffer}
+                # Adam counts its steps on the CPU
+                self._optimiser.state[leaf] = {
+                    key: value.to("cpu" if key == "step" else leaf.device, copy=True)
+                    for key, value in state["velocity"][name].items()
+                }
         self.steps = state["steps"]
+        self.noise = state.get("noise", self.noise)

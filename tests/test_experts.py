@@ -614,7 +614,7 @@ def test_the_key_tells_everything_but_the_count():
     other = {
         "count": 11, "epochs": 21, "epoch_steps": 5, "batch_size": 9, "lr": 0.1, "momentum": 0.5,
         "weight_decay": 0.1, "augment": False, "sharpness": True, "rho": 0.1, "alpha": 0.1,
-        "keep": "ends",
+        "keep": "ends", "optimiser": "adam", "curriculum": 0.5, "curriculum_epochs": 3,
     }  # fmt: skip
     assert other.keys() == {field.name for field in dataclasses.fields(Recording)}
     keys = {name: key(*base[:2], Recording(**{name: v}), *base[3:]) for name, v in other.items()}
@@ -627,7 +627,7 @@ def test_the_key_tells_everything_but_the_count():
         "seed": key(*base[:4], 1),
         "precision": key(*base, precision="bfloat16"),
     }
-    assert len(set(keys.values())) == len(keys) == 17
+    assert len(set(keys.values())) == len(keys) == 20
 
 
 @pytest.mark.parametrize(

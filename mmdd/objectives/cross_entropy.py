@@ -49,7 +49,7 @@ class CrossEntropy(Objective):
         if step.drawn.trained is None:
             raise UserError(
                 "the cross-entropy at a trained net needs a source that has one",
-                expected="source interpolated, pool or real-trained",
+                expected="source interpolated, pool, real-trained or experts",
                 hint="Or set the objective's at to 'drawn'.",
             )
         return step.drawn.trained

@@ -19,12 +19,12 @@ from torch.func import functional_call, grad, grad_and_value, jacrev, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmdd.batch import Batch
-from mmdd.cohort import lent_generators
 from mmdd.errors import UserError
 from mmdd.learner import Learner, Params
 from mmdd.objectives.distances import DISTANCES, Distance
 from mmdd.objectives.inner import differentiable_twice, filled
 from mmdd.objectives.pairs import Pair, block, members, piece_size, rounded, taken
+from mmdd.rng import lent_generators
 from mmdd.step import Objective, Step, with_gradient
 from mmdd.trees import Tree, tree_map, tree_take
 

@@ -28,9 +28,9 @@ from torch.func import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmdd.batch import Batch
-from mmdd.cohort import lent_generators
 from mmdd.errors import UserError
 from mmdd.learner import Learner, Params
+from mmdd.rng import lent_generators
 from mmdd.trees import Tree, tree_leaves, tree_map
 
 PROBED = 8

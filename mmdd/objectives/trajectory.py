@@ -50,6 +50,8 @@ class TrajectoryMatching(Objective):
         last one of a pass may be smaller.
     momentum: of the inner SGD.
     skip_above: a loss above it has no gradient: the step leaves the set as it is (DATM).
+    root: take the ratio of distances, not of their squares, in every group (GEOM, Zhang et al.
+        2024).
 
     Raises `UserError` for TESLA with momentum, and when called for a set without a step size, a net
     without a target, a segment that stands still, or an encoder without second derivatives;
@@ -64,6 +66,7 @@ class TrajectoryMatching(Objective):
         order: Order = "random",
         momentum: float = 0.0,
         skip_above: float | None = None,
+        root: bool = False,
     ) -> None:
         if memory == "tesla" and momentum:
             raise UserError(
@@ -74,7 +77,7 @@ class TrajectoryMatching(Objective):
             )
         self.steps, self.memory = steps, memory
         self.batch_size, self.order = batch_size, order
-        self.momentum, self.skip_above = momentum, skip_above
+        self.momentum, self.skip_above, self.root = momentum, skip_above, root
         self._inner: InnerTraining | None = None
 
     def __call__(self, step: Step) -> Tensor:
@@ -83,7 +86,7 @@ class TrajectoryMatching(Objective):
         feed = Feed(step, self.steps, self.batch_size, self.order, cut=self.memory != "unrolled")
         inner = self._training(step, feed)
         start, fixed = inner.split(step.drawn.params)
-        end = _Expert(step, start, inner.split(target)[0])
+        end = _Expert(step, start, inner.split(target)[0], self.root)
         rates = _rates(step, len(end.groups)).to(inner.dtype)
         path = self._forth(inner, feed, start, fixed, rates)
         loss = end.distance(path[-1])
@@ -154,8 +157,8 @@ class TrajectoryMatching(Objective):
 class _Expert:
     """Start and end of a segment: where the inner training sets out and should arrive."""
 
-    def __init__(self, step: Step, start: Params, target: Params) -> None:
-        self.target = target
+    def __init__(self, step: Step, start: Params, target: Params, root: bool = False) -> None:
+        self.target, self.root = target, root
         self.groups = step.learner.groups_of_parameters
         self.lengths = self._squares(start)
         if not bool((self.lengths > 0).all()):
@@ -176,14 +179,20 @@ class _Expert:
 
     def distance(self, theta: Params) -> Tensor:
         """The loss of an end of the inner training."""
-        return (self._squares(theta) / self.lengths).sum()
+        ratios = self._squares(theta) / self.lengths
+        return (ratios.sqrt() if self.root else ratios).sum()
 
     @torch.no_grad()
     def pull(self, theta: Params) -> Params:
         """Derivative of `distance`."""
+        scales = 2 / self.lengths
+        if self.root:
+            # d sqrt(r) = dr / (2 sqrt(r)); the end that is the target pulls nowhere
+            roots = (self._squares(theta) / self.lengths).sqrt()
+            scales = torch.where(roots > 0, scales / (2 * roots), 0.0)
         return {
-            name: 2 * (theta[name] - self.target[name]) / length
-            for names, length in zip(self.groups.values(), self.lengths, strict=True)
+            name: scale * (theta[name] - self.target[name])
+            for names, scale in zip(self.groups.values(), scales, strict=True)
             for name in names
         }
 
