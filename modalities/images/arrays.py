@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from mmdd.errors import UserError
-from mmdd.modalities.images.decode import Array
+from mmdd.modalities.tables.arrays import Array
 
 MOST_CHANNELS = 16  # an axis longer than this is not taken for channels
 BLOCK_BYTES = 2**25  # arrays are checked in blocks, not to be copied whole
@@ -138,11 +137,3 @@ def require_finite(images: Array, rows: Array | None = None, where: str = "") ->
             f"{bad} pixels are NaN or infinite, the first in image {number}{where}",
             expected="finite pixels",
         )
-
-
-def to_numpy(values: Any) -> Array:
-    """View a tensor or array-like as a numpy array; bfloat16 becomes float32."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return np.asarray(values)

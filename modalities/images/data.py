@@ -17,14 +17,16 @@ import torch
 
 from mmdd.errors import UserError
 from mmdd.modalities.images.arrays import require_finite
-from mmdd.modalities.images.decode import Array, Geometry, Tally, choose_geometry
+from mmdd.modalities.images.decode import Geometry, Tally, choose_geometry
 from mmdd.modalities.images.normalise import Normalise
 from mmdd.modalities.images.options import ImageData
-from mmdd.modalities.images.parts import Parts, keep_trained, make_parts
 from mmdd.modalities.images.pixels import ImageReader, Pixels, read_all
-from mmdd.modalities.images.sources import open_source
+from mmdd.modalities.images.raw import RawImages
 from mmdd.modalities.images.space import MOST_WHITENED, Measures, Space, at_random
 from mmdd.modalities.images.whiten import require_small
+from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.parts import Parts, keep_trained, make_parts
+from mmdd.modalities.tables.sources import open_source
 from mmdd.modality import DataInfo, Splits
 from mmdd.progress import for_terminal
 from mmdd.real import RealData, ResidentData
@@ -54,7 +56,7 @@ class Opening:
     tally: what decoding did; failures carry their description instead of a position.
     """
 
-    parts: Parts
+    parts: Parts[Pixels]
     names: tuple[str, ...]
     geometry: Geometry
     dtype: np.dtype[Any]
@@ -87,11 +89,8 @@ def open_images(source: Any, options: ImageData, device: torch.device | str = "c
     ------
     UserError, one line, for anything about the source or the options that cannot be used.
     """
-    source = options.source if source is None else source
-    if source is None:
-        raise UserError("no data source", hint="Set data.source to a name or path, e.g. digits")
-    opened = open_source(source, options)
-    parts, names, notes = make_parts(opened, options)
+    opened = open_source(source, options, RawImages(options))
+    parts, names, notes = make_parts(opened, options, "image")
     opening = _prepare(parts, names, notes, options)
     if options.whiten == "zca":
         require_small(opening.geometry.shape)
@@ -118,21 +117,23 @@ def open_images(source: Any, options: ImageData, device: torch.device | str = "c
     return Splits(data["train"], data.get("validation"), data.get("test"), info)
 
 
-def _prepare(parts: Parts, names: tuple[str, ...], notes: list[str], options: ImageData) -> Opening:
+def _prepare(
+    parts: Parts[Pixels], names: tuple[str, ...], notes: list[str], options: ImageData
+) -> Opening:
     """Choose the shape that the images are brought to."""
     train = parts["train"]
     rows = train.rows[_spread(len(train), SAMPLE_HEADERS)]
-    headers = [head for head in train.pixels.headers(rows) if head is not None]
+    headers = [head for head in train.items.headers(rows) if head is not None]
     if not headers:
         raise UserError(
-            f"no image of split {train.split!r} can be opened, e.g. {train.pixels.name(rows[0])}"
+            f"no image of split {train.split!r} can be opened, e.g. {train.items.name(rows[0])}"
         )
     geometry, found = choose_geometry(headers, options.height_width, options.channels)
-    kinds = {role: part.pixels.dtype for role, part in parts.items()}
+    kinds = {role: part.items.dtype for role, part in parts.items()}
     if len(set(kinds.values())) > 1:
         shown = {role: str(kind) for role, kind in kinds.items()}
         raise UserError("the splits differ in type", got=shown, expected="all bytes or all floats")
-    return Opening(parts, names, geometry, train.pixels.dtype, [*notes, *found])
+    return Opening(parts, names, geometry, train.items.dtype, [*notes, *found])
 
 
 def _spread(count: int, most: int) -> Array:
@@ -170,7 +171,7 @@ def _decode(opening: Opening, role: str) -> Array:
     part = opening.parts[role]
     quiet = len(part) < MANY or not sys.stderr.isatty()
     with for_terminal(quiet).task(f"decoding {role} images", len(part)) as update:
-        images, tally = read_all(part.pixels, part.rows, opening.geometry, update=update)
+        images, tally = read_all(part.items, part.rows, opening.geometry, update=update)
     kept = _note_failures(opening, role, tally)
     require_finite(images, part.rows, f" of {part.split}")
     if not kept.all():
@@ -186,7 +187,7 @@ def _note_failures(opening: Opening, role: str, tally: Tally, places: Array | No
     for position, why in tally.failures:
         place = position if places is None else places[position]
         kept[place] = False
-        name = part.pixels.name(int(part.rows[place]))
+        name = part.items.name(int(part.rows[place]))
         opening.failures.append(f"{part.split} {name}: {why}")
     opening.tally.add(dataclasses.replace(tally, failures=[]))
     return kept
@@ -225,7 +226,7 @@ def _shown(failures: Sequence[str]) -> str:
 def _drop_untrained(opening: Opening, images: dict[str, Array]) -> None:
     """Drop classes whose only training images were unreadable, from all parts."""
     before = opening.parts
-    opening.parts, opening.names = keep_trained(before, opening.names, opening.notes)
+    opening.parts, opening.names = keep_trained(before, opening.names, opening.notes, "image")
     for role, part in opening.parts.items():
         if len(part) < len(before[role]):
             places = np.flatnonzero(np.isin(before[role].rows, part.rows))
@@ -247,7 +248,7 @@ def _digest(opening: Opening, images: dict[str, Array] | None, options: ImageDat
         if images is not None:
             hasher.update(np.ascontiguousarray(images[role]).data)
         else:
-            hasher.update(part.pixels.token().encode())
+            hasher.update(part.items.token().encode())
             hasher.update(np.ascontiguousarray(part.rows).data)
     return hasher.hexdigest()
 
@@ -257,9 +258,11 @@ def _streamed(opening: Opening, options: ImageData, device: torch.device) -> Bui
     measures = Measures(opening.geometry.shape, options, device)
     checked = {role: _check_sample(opening, role, measures) for role in opening.parts}
     _require_few_failures(opening, options)
-    opening.parts, opening.names = keep_trained(opening.parts, opening.names, opening.notes)
+    opening.parts, opening.names = keep_trained(
+        opening.parts, opening.names, opening.notes, "image"
+    )
     space = measures.space(opening.notes)
-    splits = list({id(part.pixels): part.pixels for part in opening.parts.values()}.values())
+    splits = list({id(part.items): part.items for part in opening.parts.values()}.values())
     unit = 255 if opening.dtype == np.uint8 else 1
     total = sum(len(part) for part in opening.parts.values())
     blank = [mean * unit for mean in space.normalisation["mean"]]
@@ -269,7 +272,7 @@ def _streamed(opening: Opening, options: ImageData, device: torch.device) -> Bui
     data: dict[str, RealData] = {}
     for role, part in opening.parts.items():
         codes = torch.from_numpy(part.codes)
-        first = reader.offsets[[split is part.pixels for split in splits].index(True)]
+        first = reader.offsets[[split is part.items for split in splits].index(True)]
         rows = torch.from_numpy(part.rows + first)
         data[role] = StreamedData(
             pool, codes, codes, len(opening.names), prepare=space.prepare, device=device, rows=rows
@@ -291,7 +294,7 @@ def _check_sample(opening: Opening, role: str, measures: Measures) -> int:
     with for_terminal(quiet).task(f"measuring {role} images", len(places)) as update:
         for start in range(0, len(places), block):
             some = places[start : start + block]
-            images, tally = read_all(part.pixels, part.rows[some], opening.geometry)
+            images, tally = read_all(part.items, part.rows[some], opening.geometry)
             kept &= _note_failures(opening, role, tally, some)
             require_finite(images, part.rows[some], f" of {part.split}")
             if role == "train":
@@ -312,7 +315,7 @@ def _workers(splits: Sequence[Pixels], options: ImageData) -> int:
 
 def _streaming_note(opening: Opening, checked: int, workers: int) -> str:
     part = opening.parts["train"]
-    where = "in main memory" if part.pixels.in_memory else "on disk"
+    where = "in main memory" if part.items.in_memory else "on disk"
     note = f"images stay {where} ({opening.nbytes / 2**30:.2f} GiB decoded), read by "
     note += f"{workers} processes" if workers else "this process"
     if checked < len(part):

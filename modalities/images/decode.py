@@ -17,8 +17,7 @@ from PIL import Image, ImageOps
 from torch.nn import functional
 
 from mmdd.errors import UserError
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from mmdd.modalities.tables.arrays import Array
 
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
 DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdd.modalities.images.decode import Array
+from mmdd.modalities.tables.arrays import Array
 
 BLOCK_VALUES = 2**21  # pixels converted at once: the sums need wider numbers than the images
 

@@ -2,59 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from mmdd.modalities.images.encoder_options import AUGMENTATIONS, ENCODERS
+from mmdd.modalities.tables.options import Count, TableData
 
 Pixels = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
 GIB = 2**30
 
 
-class ImageData(BaseModel):
+class ImageData(TableData):
     """The ``data:`` section of a recipe whose modality is images."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source: str | None = Field(
         None,
         description="'digits', a name on the Hugging Face Hub, or a local folder or file. A local "
         "path wins over a Hub name; './digits' is a folder, 'digits' the built-in set",
     )
-    config: str | None = Field(None, description="configuration of a set that has several")
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub set")
-    train_split: str = Field("train", description="split to distil")
-    test_split: str | None = Field(
-        None, description="split to score on; by default 'test', else a labelled validation split"
-    )
-    validation_split: str | None = Field(
-        None, description="split to tune on; by default a labelled one that is not the test set"
-    )
     image: str | None = Field(None, description="image column; found when there is only one")
-    label: str | None = Field(
-        None, description="label column, 'json.label' for a field of a struct; found when clear"
-    )
     size: Pixels | tuple[Pixels, Pixels] | None = Field(
         None, description="pixels per side, or [height, width]; by default what the images share"
     )
     channels: Literal[1, 3] | None = Field(
         None, description="1 (grey) or 3 (RGB); by default 1 only when all images are grey"
-    )
-    validation: Count | Share = Field(
-        0.1,
-        description="fraction (below 1) or number of training items held out, class by class, "
-        "when no validation split exists; 0 for none",
-    )
-    max_validation: int = Field(
-        5000, ge=1, description="most items that a fraction of `validation` holds out"
-    )
-    test: Share = Field(
-        0.2,
-        description="fraction of training items held out, class by class, when no other split "
-        "has labels to score on; 0 for none",
     )
     store: Literal["auto", "device", "disk"] = Field(
         "auto",
@@ -78,15 +50,6 @@ class ImageData(BaseModel):
     zca_eps: float = Field(
         0.1, gt=0, allow_inf_nan=False, description="added to the variances that ZCA divides by"
     )
-    seed: int = Field(0, ge=0, description="seed of the hold-outs, and of nothing else")
-
-    @model_validator(mode="after")
-    def _splits_differ(self) -> Self:
-        chosen = [self.train_split, self.test_split, self.validation_split]
-        named = [name for name in chosen if name is not None]
-        if len(set(named)) < len(named):
-            raise ValueError("train_split, test_split and validation_split must be different")
-        return self
 
     @property
     def height_width(self) -> tuple[int, int] | None:
@@ -97,4 +60,7 @@ class ImageData(BaseModel):
 DATA = ImageData
 """The model of the ``data:`` section, under the name that every modality gives it."""
 
-__all__ = ["AUGMENTATIONS", "DATA", "ENCODERS", "ImageData"]
+HINTS = {"encoders": "mlp,lenet", "export": "imagefolder my_images"}
+"""Words for the commands that are proposed after a run."""
+
+__all__ = ["AUGMENTATIONS", "DATA", "ENCODERS", "HINTS", "ImageData"]

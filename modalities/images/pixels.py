@@ -24,7 +24,6 @@ from torch import Tensor
 from mmdd.errors import UserError
 from mmdd.modalities.images.arrays import ArrayLayout
 from mmdd.modalities.images.decode import (
-    Array,
     Geometry,
     Header,
     Tally,
@@ -32,6 +31,7 @@ from mmdd.modalities.images.decode import (
     fit_array,
     header,
 )
+from mmdd.modalities.tables.arrays import Array
 
 CHUNK = 128  # images fetched together: small enough that a chunk of photographs fits in memory
 THREADED_PIXELS = 96 * 96  # smaller images spend their time in Python, where threads only wait

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdd.modalities.images.decode import Array
 from mmdd.modalities.images.normalise import Moments, Normalise
 from mmdd.modalities.images.options import ImageData
 from mmdd.modalities.images.whiten import Covariance, Whiten, fit
+from mmdd.modalities.tables.arrays import Array
 from mmdd.progress import for_terminal
 
 MOST_WHITENED = 50_000  # images that a covariance is measured on: a random subset of larger sets

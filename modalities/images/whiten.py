@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from mmdd.errors import UserError
-from mmdd.modalities.images.decode import Array
 from mmdd.modalities.images.normalise import Normalise
+from mmdd.modalities.tables.arrays import Array
 from mmdd.modality import DataInfo
 
 MOST_NUMBERS = 64 * 64 * 3  # D of the largest image: two matrices of 0.6 GB each

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from mmdd.modalities.images.data import Normalise, open_images
 from mmdd.modalities.images.options import ImageData
-from mmdd.modalities.images.splits import hold_out
+from mmdd.modalities.tables.splits import hold_out
 from mmdd.real import ResidentData
 from mmdd.streamed import StreamedData
 

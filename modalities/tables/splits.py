@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from mmdd.errors import UserError, nearest
-from mmdd.modalities.images.decode import Array
-from mmdd.modalities.images.options import ImageData
+from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.options import TableData
 
 TEST_NAMES = ("test", "testing")
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
@@ -29,7 +29,7 @@ class Roles:
     notes: tuple[str, ...]
 
 
-def choose_roles(labelled: Mapping[str, int], options: ImageData) -> Roles:
+def choose_roles(labelled: Mapping[str, int], options: TableData) -> Roles:
     """Give every part its split.
 
     Parameters

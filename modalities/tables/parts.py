@@ -7,50 +7,60 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Generic
 
 import numpy as np
 
 from mmdd.errors import UserError
-from mmdd.modalities.images.columns import MISSING, Labels
-from mmdd.modalities.images.decode import Array
-from mmdd.modalities.images.in_memory import RawSplit
-from mmdd.modalities.images.options import ImageData
-from mmdd.modalities.images.pixels import Pixels
-from mmdd.modalities.images.sources import Opened
-from mmdd.modalities.images.splits import choose_roles, hold_out
+from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.items import I, Opened, RawSplit
+from mmdd.modalities.tables.labels import MISSING, Labels
+from mmdd.modalities.tables.options import TableData
+from mmdd.modalities.tables.splits import choose_roles, hold_out
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Part(Generic[I]):
     """Training, validation or test items.
 
     Attributes
     ----------
     split: the split of the source that they come from.
-    pixels: the images of that split.
+    items: the items of that split.
     rows: [N] int64 the rows of that split.
     codes: [N] int64 their classes.
+    labels: of all rows of that split, as read.
     """
 
     split: str
-    pixels: Pixels
+    items: I
     rows: Array
     codes: Array
+    labels: Labels
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, places: Array) -> Part:
+    def take(self, places: Array) -> Part[I]:
         """Keep the items at `places`, positions or a mask."""
         return dataclasses.replace(self, rows=self.rows[places], codes=self.codes[places])
 
 
-Parts = dict[str, Part]
+Parts = dict[str, Part[I]]
 """``train``, and ``validation`` and ``test`` where there are any."""
 
 
-def make_parts(opened: Opened, options: ImageData) -> tuple[Parts, tuple[str, ...], list[str]]:
+def make_parts(
+    opened: Opened[I], options: TableData, one: str = "item", fewest: int = 2
+) -> tuple[Parts[I], tuple[str, ...], list[str]]:
     """Choose splits, drop what has no usable label, and hold out what has no split of its own.
+
+    Parameters
+    ----------
+    opened: every split with its labels.
+    options: the user's choices.
+    one: what messages call an item.
+    fewest: classes that make sense; 1 where the labels are but strata.
 
     Returns
     -------
@@ -63,8 +73,8 @@ def make_parts(opened: Opened, options: ImageData) -> tuple[Parts, tuple[str, ..
     notes = list(roles.notes)
     parts = {"train": _labelled(opened.splits, roles.train, None, notes)}
     names = _labels(opened.splits[roles.train]).names
-    parts, names = keep_trained(parts, names, notes)
-    if len(names) < 2:
+    parts, names = keep_trained(parts, names, notes, one)
+    if len(names) < fewest:
         raise UserError(
             f"split {roles.train!r} has a single class, {names[0]!r}", expected="two or more"
         )
@@ -80,8 +90,8 @@ def make_parts(opened: Opened, options: ImageData) -> tuple[Parts, tuple[str, ..
 
 
 def keep_trained(
-    parts: Parts, names: tuple[str, ...], notes: list[str]
-) -> tuple[Parts, tuple[str, ...]]:
+    parts: Parts[I], names: tuple[str, ...], notes: list[str], one: str = "item"
+) -> tuple[Parts[I], tuple[str, ...]]:
     """Renumber the classes to those that occur in training; items of others are dropped."""
     sizes = np.bincount(parts["train"].codes, minlength=len(names))
     present = np.flatnonzero(sizes)
@@ -89,7 +99,7 @@ def keep_trained(
         return parts, names
     gone = [names[code] for code in np.flatnonzero(sizes == 0)[:5]]
     notes.append(
-        f"{len(names) - len(present)} of {len(names)} classes have no training image and are "
+        f"{len(names) - len(present)} of {len(names)} classes have no training {one} and are "
         f"left out ({', '.join(gone)}{', ...' if len(names) - len(present) > 5 else ''})"
     )
     table = np.full(len(names), MISSING)
@@ -102,14 +112,14 @@ def keep_trained(
     return renumbered, tuple(names[code] for code in present)
 
 
-def _labels(split: RawSplit) -> Labels:
+def _labels(split: RawSplit[I]) -> Labels:
     assert split.labels is not None, "choose_roles gives no part to a split without labels"
     return split.labels
 
 
 def _labelled(
-    splits: Mapping[str, RawSplit], name: str, names: tuple[str, ...] | None, notes: list[str]
-) -> Part:
+    splits: Mapping[str, RawSplit[I]], name: str, names: tuple[str, ...] | None, notes: list[str]
+) -> Part[I]:
     """Take the items of a split that have a label, and one of `names` where these are given."""
     split = splits[name]
     labels = _labels(split)
@@ -126,10 +136,10 @@ def _labelled(
         )
     if not len(rows):
         raise UserError(f"no class of split {name!r} occurs in the training split")
-    return Part(name, split.pixels, rows, codes[rows])
+    return Part(name, split.items, rows, codes[rows], labels)
 
 
-def _validation_size(train: Part, options: ImageData) -> int:
+def _validation_size(train: Part[I], options: TableData) -> int:
     if isinstance(options.validation, float):
         return min(round(options.validation * len(train)), options.max_validation)
     room = len(train) - len(np.unique(train.codes))
@@ -142,7 +152,7 @@ def _validation_size(train: Part, options: ImageData) -> int:
     return options.validation
 
 
-def _carve(parts: Parts, role: str, count: int, seed: int, notes: list[str]) -> None:
+def _carve(parts: Parts[I], role: str, count: int, seed: int, notes: list[str]) -> None:
     """Hold `count` training items out, class by class."""
     train = parts["train"]
     if count == 0:

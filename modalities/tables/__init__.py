@@ -1,0 +1,1 @@
+"""Tables, folders and Python objects with labels: what every modality opens alike."""
