@@ -78,7 +78,14 @@ def plain_loss(net: nn.Module, real: list[Tensor], synthetic: list[Tensor]) -> T
 class PlainStep:
     """A plain step on images of its own."""
 
-    def __init__(self, ours: Distiller, make: Callable[[], PlainNet], augment: bool) -> None:
+    def __init__(
+        self,
+        ours: Distiller,
+        make: Callable[[], PlainNet],
+        augment: bool,
+        loss: Callable[[Any, list[Tensor], list[Tensor]], Tensor] = plain_loss,
+    ) -> None:
+        self.loss = loss
         batch, groups = ours.synthetic.batch(), range(ours.real.num_groups)
         self.images = [batch.inputs[batch.groups == g].detach().clone() for g in groups]
         for images in self.images:
@@ -102,7 +109,7 @@ class PlainStep:
             real = [self.augment(x, draw, row) for draw, row, x, _ in both]
             synthetic = [self.augment(y, draw, row[: len(y)]) for draw, row, _, y in both]
         self.optimiser.zero_grad()
-        plain_loss(self.make(), real, synthetic).backward()
+        self.loss(self.make(), real, synthetic).backward()
         self.optimiser.step()
 
 

@@ -254,7 +254,7 @@ def run_recipe(
     parts = build.parts(recipe, splits.info, device)
     # before anything is written or recorded
     counts = start.budget(recipe, splits.train.group_sizes, splits.info)
-    told = start.told_budget(counts, splits.train.group_sizes, splits.info)
+    told = start.told_budget(counts, splits.train.group_sizes, splits.info, recipe)
     for note in (*splits.info.notes, told):
         progress.say(note)
     if folder is not None and not resume:

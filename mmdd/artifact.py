@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdd import files
+from mmdd import catalog, files
 from mmdd.card import MARK, card
-from mmdd.errors import UserError, unknown_name
+from mmdd.errors import UserError
 from mmdd.parquet import Columns, read_parquet, write_parquet
 from mmdd.provenance import commit, versions
 from mmdd.trees import tree_bytes
@@ -276,8 +276,7 @@ def export(folder: str | Path, to: str, out: str | Path) -> bool:
     Returns False, and writes nothing, if `out` already is exactly this export. Raises `UserError`
     if `out` holds anything else, or if the set cannot take this form.
     """
-    if to not in EXPORTS:
-        raise unknown_name("export format", to, EXPORTS)
+    write = catalog.load("export format", to, catalog.EXPORTS)
     found, place = load(folder), Path(os.path.abspath(out))
     listed = sum(facts["bytes"] for facts in found.manifest["files"].values())
     files.require_writable(place.parent, 2 * listed)
@@ -287,13 +286,14 @@ def export(folder: str | Path, to: str, out: str | Path) -> bool:
     try:
         if to != "safetensors" or place.suffix != ".safetensors":
             made.mkdir()
-        EXPORTS[to](found, Path(folder), made)
+        write(found, Path(folder), made)
         return files.move_once(made, place)
     finally:
         files.remove(made)
 
 
-def _to_safetensors(found: Artifact, folder: Path, made: Path) -> None:
+def to_safetensors(found: Artifact, folder: Path, made: Path) -> None:
+    """Write the exact tensors of a set that stores its items as they are."""
     kind = found.manifest.get("recipe", {}).get("synthetic", {}).get("representation", "direct")
     kind = kind.get("kind") if isinstance(kind, dict) else kind
     tensors = {
@@ -317,14 +317,16 @@ def _to_safetensors(found: Artifact, folder: Path, made: Path) -> None:
     files.save_tensors(place, tensors, {"mmdd": files.json_text(about)})
 
 
-def _to_parquet(found: Artifact, folder: Path, made: Path) -> None:
+def to_parquet(found: Artifact, folder: Path, made: Path) -> None:
+    """Copy what ``datasets`` reads, with the card."""
     (made / PARQUET).parent.mkdir()
     shutil.copyfile(folder / PARQUET, made / PARQUET)
     listed = {PARQUET: found.manifest["files"][PARQUET]}
     (made / CARD).write_bytes(_card_bytes({**found.manifest, "files": listed}))
 
 
-def _to_imagefolder(found: Artifact, folder: Path, made: Path) -> None:
+def to_imagefolder(found: Artifact, folder: Path, made: Path) -> None:
+    """Write one PNG per item into a folder per class."""
     table = read_parquet(folder / PARQUET)
     image, label = _column(table, "Image"), _column(table, "ClassLabel")
     names = table.features[label].names
@@ -367,10 +369,3 @@ def _as_png(encoded: bytes) -> bytes:
     buffer = io.BytesIO()
     Image.open(io.BytesIO(encoded)).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-EXPORTS: dict[str, Callable[[Artifact, Path, Path], None]] = {
-    "parquet": _to_parquet,
-    "imagefolder": _to_imagefolder,
-    "safetensors": _to_safetensors,
-}

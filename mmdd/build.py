@@ -51,7 +51,9 @@ def objective(recipe: Recipe) -> WeightedSum:
 def needs_experts(recipe: Recipe) -> bool:
     """True when the recipe reads recorded trajectories."""
     labels = recipe.synthetic.labels
-    asked = labels.kind == "teacher" or getattr(labels, "initialise", None) == "experts"
+    kinds = catalog.load("task", recipe.task, catalog.TASKS).label_kinds
+    learned = getattr(labels, "initialise", None) == "experts" and "soft" in kinds
+    asked = labels.kind == "teacher" or learned
     return recipe.source.kind in ("interpolated", "experts") or asked
 
 

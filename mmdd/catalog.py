@@ -31,10 +31,24 @@ class Entry:
 
 MODALITIES = {
     "images": Entry("mmdd.modalities.images.modality:IMAGES", "pictures: grey or RGB, 8 to 224 px"),
+    "graphs": Entry("mmdd.modalities.graphs.modality:GRAPHS", "nodes of a graph, or whole graphs"),
+    "text": Entry(
+        "mmdd.modalities.text.modality:TEXT", "sentences: token embeddings, or one vector each"
+    ),
+    "timeseries": Entry(
+        "mmdd.modalities.timeseries.modality:TIMESERIES",
+        "series of one channel or several: classes, values, forecasts",
+    ),
+    "audio": Entry("mmdd.modalities.audio.modality:AUDIO", "clips: log-mel spectra or waveforms"),
+    "video": Entry("mmdd.modalities.video.modality:VIDEO", "clips of a fixed number of frames"),
 }
 TASKS = {
     "classification": Entry(
         "mmdd.tasks.classification:Classification", "one class per item; accuracy"
+    ),
+    "regression": Entry("mmdd.tasks.regression:Regression", "numbers per item; mse, mae and r2"),
+    "forecasting": Entry(
+        "mmdd.tasks.forecasting:Forecasting", "what follows a window of a series; mse and mae"
     ),
 }
 OBJECTIVES = {
@@ -78,6 +92,28 @@ REPRESENTATIONS = {
     "packed": Entry("mmdd.packed:Packed", "several small items in one (IDC, IDM)"),
     "basis": Entry("mmdd.basis:Basis", "shared bases and an address for every item (LinBa)"),
     "frequency": Entry("mmdd.frequency:Frequency", "some cosine coefficients (FreD)"),
+    "pairwise": Entry(
+        "mmdd.modalities.graphs.pairwise:Pairwise",
+        "nodes, and an adjacency made from their features (GCond)",
+    ),
+    "bernoulli": Entry(
+        "mmdd.modalities.graphs.adjacency:FreeAdjacency",
+        "nodes or whole graphs, and a sampled adjacency (DosCond)",
+    ),
+    "low-rank": Entry(
+        "mmdd.modalities.graphs.adjacency:LowRank", "nodes, and an adjacency of low rank"
+    ),
+    "series": Entry(
+        "mmdd.modalities.timeseries.windows:Series",
+        "one continuous series; inputs and horizons are windows of it (CondTSF)",
+    ),
+    "static-dynamic": Entry(
+        "mmdd.modalities.video.memories:StaticDynamic",
+        "a still, a small memory of motion and a shared decoder for every clip (VDSD)",
+    ),
+    "key-frames": Entry(
+        "mmdd.modalities.video.memories:KeyFrames", "some frames, the others between them (PRISM)"
+    ),
 }
 LABELS = {
     "hard": Entry("mmdd.labels:HardLabels", "fixed class labels"),
@@ -90,6 +126,17 @@ SELECTORS = {
     "k-center": Entry("mmdd.selection:k_center", "greedy farthest-first cover of the class"),
     "k-means": Entry("mmdd.selection:k_means", "items nearest to k-means centres (DREAM)"),
 }
+EXPORTS = {
+    "parquet": Entry("mmdd.artifact:to_parquet", "a folder for datasets.load_dataset"),
+    "imagefolder": Entry("mmdd.artifact:to_imagefolder", "PNG files by class"),
+    "safetensors": Entry("mmdd.artifact:to_safetensors", "the exact tensors"),
+    "npz": Entry("mmdd.modalities.graphs.export:to_npz", "arrays of a condensed graph"),
+    "wav": Entry("mmdd.modalities.audio.export:to_wav", "WAV files by class, and a player page"),
+    "gif": Entry("mmdd.modalities.video.export:to_gif", "an animated GIF per clip, by class"),
+    "frames": Entry("mmdd.modalities.video.export:to_frames", "PNG files of all frames, by class"),
+    "strips": Entry("mmdd.modalities.video.export:to_strips", "a PNG strip per clip, by class"),
+    "mp4": Entry("mmdd.modalities.video.export:to_mp4", "a video per clip, by class (PyAV)"),
+}
 FAMILIES: dict[str, Mapping[str, Entry]] = {
     "modalities": MODALITIES,
     "tasks": TASKS,
@@ -98,6 +145,7 @@ FAMILIES: dict[str, Mapping[str, Entry]] = {
     "representations": REPRESENTATIONS,
     "labels": LABELS,
     "selectors": SELECTORS,
+    "exports": EXPORTS,
 }
 
 

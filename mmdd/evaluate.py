@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdd.batch import Batch
 from mmdd.errors import NonFiniteError, UserError
@@ -107,6 +107,9 @@ class Trainer:
         if len(sets) < 2 or len(batches) < len(sets) or self.learner.mixes_items:
             return False
         if self.learner.task.coupled or self.protocol.selection == "validation":
+            return False
+        if any(isinstance(module, nn.RNNBase) for module in self.learner.encoder.modules()):
+            # vmap knows no recurrent layers
             return False
         if draws_noise(self.learner.encoder):
             return False
@@ -349,9 +352,16 @@ def labelled(batch: Batch, task: Task, labels: str) -> Batch:
     return dataclasses.replace(batch, targets=batch.groups)
 
 
-@torch.no_grad()
 def score(learner: Learner, params: Params, data: RealData, size: int = 1024) -> float:
     """Score `params` on the whole of `data` by the task's metric."""
+    return learner.task.score(*predictions(learner, params, data, size))
+
+
+@torch.no_grad()
+def predictions(
+    learner: Learner, params: Params, data: RealData, size: int = 1024
+) -> tuple[Tree, Tree]:
+    """Outputs and targets of the whole of `data`, `size` items at a time."""
     outputs, targets = [], []
     for batch in [data.select(torch.arange(len(data)))] if data.joint else data.batches(size):
         result: Any = learner.outputs(params, batch, train=False)
@@ -364,7 +374,7 @@ def score(learner: Learner, params: Params, data: RealData, size: int = 1024) ->
     everything = tree_cat(outputs)
     if not all(bool(torch.isfinite(leaf).all()) for leaf in tree_leaves(everything)):
         raise NonFiniteError("a trained learner gives non-finite outputs; lower evaluate.lr")
-    return learner.task.score(everything, tree_cat(targets))
+    return everything, tree_cat(targets)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,7 +106,9 @@ class Augmentation(Protocol):
 class Modality(Protocol):
     """One folder of ``modalities/``: how items are read, encoded, augmented and shown.
 
-    A modality whose nets are not worth compiling sets ``eager = True``.
+    A modality whose nets are not worth compiling sets ``eager = True``. One that opens its data
+    for tasks whose targets are values has a field ``task`` in its data options, which the recipe's
+    task fills in, and offers ``blank_targets(info)``: the targets of one blank item [1, ...].
     """
 
     name: str

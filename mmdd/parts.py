@@ -79,6 +79,18 @@ def parts(recipe: Recipe, info: DataInfo, device: torch.device) -> Parts:
     """Look the recipe's names up."""
     modality = catalog.load("modality", recipe.modality, catalog.MODALITIES)
     task = catalog.load("task", recipe.task, catalog.TASKS)()
+    if info.task != recipe.task:
+        raise UserError(
+            f"these data were opened for {info.task}",
+            got=f"task {recipe.task}",
+            hint=f"Set task={info.task}.",
+        )
+    if "values" in task.label_kinds and recipe.synthetic.labels.kind == "teacher":
+        raise UserError(
+            "a teacher's labels are class probabilities",
+            got=f"task {recipe.task}",
+            expected="labels hard (targets are kept) or soft (targets are learned)",
+        )
     return Parts(recipe, info, modality, task, device)
 
 
@@ -92,4 +104,7 @@ def open_data(recipe: Recipe, source: Any, device: torch.device) -> Splits:
             expected="a data set: 'digits', a folder or file, or a Hub name (owner/name)",
             hint="Give it on the command line or as data.source in the recipe.",
         )
-    return modality.open(wanted, recipe.data, device)
+    options = recipe.data
+    if "task" in type(options).model_fields:
+        options = options.model_copy(update={"task": recipe.task})
+    return modality.open(wanted, options, device)

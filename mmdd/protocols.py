@@ -58,6 +58,32 @@ PROTOCOLS: dict[str, Protocol] = {
         augment=False,
         full="gcond",
     ),
+    # DosCond on whole graphs (Jin et al. 2022): Adam 0.001, x0.1 after half, batches of 128, 500
+    # epochs, the state that validation prefers. Full data alike, for fewer epochs.
+    "doscond": Protocol(
+        name="doscond",
+        epochs=500,
+        batch_size=128,
+        optimiser="adam",
+        lr=0.001,
+        weight_decay=0.0,
+        selection="validation",
+        checks=50,
+        augment=False,
+        full="doscond-full",
+    ),
+    "doscond-full": Protocol(
+        name="doscond-full",
+        epochs=100,
+        batch_size=128,
+        optimiser="adam",
+        lr=0.001,
+        weight_decay=0.0,
+        selection="validation",
+        checks=50,
+        augment=False,
+        full="doscond-full",
+    ),
     "quick": Protocol(name="quick", epochs=200, lr=0.03, schedule="cosine"),
     # Fit for a full training set: few epochs, one cycle, the epoch that validation prefers.
     "full": Protocol(

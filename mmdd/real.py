@@ -94,6 +94,16 @@ class RealData(abc.ABC):
             expected="one of real, herding, k-center, k-means",
         )
 
+    def stretch(self, steps: int, generator: torch.Generator) -> Tensor:
+        """`steps` consecutive time steps [T, C] at a random place, of items cut from one series.
+
+        Raises `UserError` where the items are no windows of a series, or it is too short.
+        """
+        raise UserError(
+            "these items are no windows of one series",
+            expected="representation direct, or a set that is opened for forecasting",
+        )
+
     def members(self, group: int) -> Tensor:
         """[N_g] int64 indices of the items of `group`, in the order of the set."""
         return self._by_group[group]

@@ -31,6 +31,13 @@ class Representation(nn.Module):
     expand: int = 1
     joint: bool = False
     """True where the stored items form one structure (a graph), decoded as a whole."""
+    continuous: bool = False
+    """True where the stored items are windows of one series: a budget counts its time steps."""
+
+    @classmethod
+    def stored(cls, counts: Tensor, example: Tree, **options: Any) -> Tensor:
+        """[G] stored items that a budget of `counts` [G] makes; `UserError` where it makes none."""
+        return counts
 
     @classmethod
     def needs(cls, example: Tree, **options: Any) -> int:
@@ -54,6 +61,18 @@ class Representation(nn.Module):
         What does not come from the items is drawn from `generator`.
         """
         raise AssertionError("a representation defines of_items")
+
+    @classmethod
+    def of_series(
+        cls,
+        series: Tensor,
+        *,
+        example: Tree,
+        bounds: tuple[Tree, Tree] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Build a continuous one from a real slice [T, C]; `example` is one blank item [1, ...]."""
+        raise AssertionError("a continuous representation defines of_series")
 
     @classmethod
     def of_state(
@@ -80,6 +99,13 @@ class Representation(nn.Module):
 
         Called around every comparison, so that nothing of it needs to be check-pointed.
         """
+
+    def settle(self) -> dict[str, Tensor] | None:
+        """Stored tensors of the same items in the form in which a finished set is kept.
+
+        None where that is the form in which they were learned. `of_state` reads both.
+        """
+        return None
 
     def constrain_(self) -> None:
         """Bring the leaves back into their valid range after a step."""

@@ -18,12 +18,13 @@ from mmdd import build, start
 from mmdd.batch import Batch
 from mmdd.cache import cache_folder
 from mmdd.errors import UserError
-from mmdd.evaluate import Scores, Trainer, label_kind, labelled, no_step_size, score
+from mmdd.evaluate import Scores, Trainer, label_kind, labelled, no_step_size, predictions
 from mmdd.files import write_json
-from mmdd.learner import Learner
+from mmdd.learner import Learner, Params
 from mmdd.modality import Splits
 from mmdd.progress import Progress
 from mmdd.protocols import Protocol
+from mmdd.real import RealData
 from mmdd.rng import generator
 from mmdd.synthetic import SyntheticSet
 from mmdd.trees import tree_map
@@ -143,9 +144,9 @@ class Judge:
         with self.progress.task(name, total) as update:
             trainer.on_epoch = lambda done, of: update(done)
             trained = trainer.train(sets)
-        scores = Scores(tuple(score(trainer.learner, params, test) for params in trained))
+        row = measured(trainer.learner, trained, test)
         first = sets[0] if isinstance(sets[0], Batch) else sets[0].select(torch.arange(1))
-        return scores.as_dict() | {"labels": label_kind(first, self.parts.task)}
+        return row | {"labels": label_kind(first, self.parts.task)}
 
     # -- the full-data reference ---------------------------------------------------------------
 
@@ -215,6 +216,23 @@ class Judge:
             "learners": count,
             "revision": REVISION,
         }
+
+
+def measured(learner: Learner, trained: Sequence[Params], test: RealData) -> Row:
+    """Scores of trained nets, and under ``extras`` those of the task's further metrics by name."""
+    task = learner.task
+    values: list[float] = []
+    more: dict[str, list[float]] = {}
+    for params in trained:
+        outputs, targets = predictions(learner, params, test)
+        values.append(task.score(outputs, targets))
+        extras = getattr(task, "extras", None)
+        for name, value in ({} if extras is None else extras(outputs, targets)).items():
+            more.setdefault(name, []).append(value)
+    row: Row = Scores(tuple(values)).as_dict()
+    if more:
+        row["extras"] = {name: Scores(tuple(found)).as_dict() for name, found in more.items()}
+    return row
 
 
 def with_rates(

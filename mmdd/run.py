@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from mmdd import build, machine
+from mmdd import build, machine, start
 from mmdd.distiller import Distiller
 from mmdd.errors import NonFiniteError, UserError
 from mmdd.evaluate import Trainer, score
@@ -228,6 +228,7 @@ class Run:
         elif self.distiller.teacher is not None:
             self.distiller.teacher.renew(self.distiller.synthetic)
         self.distiller.synthetic.check_finite("at the end of the run")
+        self.distiller.synthetic = start.settled(self.parts, self.distiller.synthetic)
 
     # -- files -----------------------------------------------------------------------------------
 

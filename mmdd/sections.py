@@ -52,8 +52,82 @@ class Frequency(Section):
     )
 
 
+class Pairwise(Section):
+    """Nodes, and an adjacency that a net makes from pairs of them (GCond)."""
+
+    kind: Literal["pairwise"] = "pairwise"
+    width: Positive = 128
+
+
+class Bernoulli(Section):
+    """Nodes or whole graphs, with free logits of every edge that are sampled (DosCond)."""
+
+    kind: Literal["bernoulli"] = "bernoulli"
+    nodes: Positive | None = Field(
+        None, description="nodes of a synthetic graph; by default the mean of the real ones"
+    )
+    anneal: Positive = Field(200, description="steps in which the temperature falls to 0.01")
+
+
+class LowRank(Section):
+    """Nodes, and an adjacency of low rank."""
+
+    kind: Literal["low-rank"] = "low-rank"
+    rank: Positive = 16
+    tied: bool = Field(False, description="one factor instead of two")
+    nodes: Positive | None = Field(
+        None, description="nodes of a synthetic graph; by default the mean of the real ones"
+    )
+
+
+class Series(Section):
+    """One continuous series; inputs and horizons are windows of it (CondTSF)."""
+
+    kind: Literal["series"] = "series"
+    stride: Positive = Field(1, description="time steps between the starts of two windows")
+    space: Literal["time", "frequency"] = Field(
+        "time", description="'frequency': coefficients of the real Fourier transform are stored"
+    )
+    keep: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the coefficients that is stored, the lowest frequencies"
+    )
+
+    @model_validator(mode="after")
+    def _keep_needs_frequencies(self) -> Series:
+        if self.keep < 1 and self.space == "time":
+            raise ValueError("keep is a share of coefficients: it needs space=frequency")
+        return self
+
+
+class StaticDynamic(Section):
+    """A still, a memory of the motion and one decoder for all clips (VDSD)."""
+
+    kind: Literal["static-dynamic"] = "static-dynamic"
+    channels: Positive = Field(1, description="of the memory")
+    factor: Positive = Field(2, description="how much smaller the memory is, per side of a frame")
+
+
+class KeyFrames(Section):
+    """Some frames of every clip, and linear interpolations between them (PRISM)."""
+
+    kind: Literal["key-frames"] = "key-frames"
+    frames: Positive = 4
+
+
 Representation = Annotated[
-    Annotated[Direct | Packed | Basis | Frequency, Field(discriminator="kind")],
+    Annotated[
+        Direct
+        | Packed
+        | Basis
+        | Frequency
+        | Pairwise
+        | Bernoulli
+        | LowRank
+        | Series
+        | StaticDynamic
+        | KeyFrames,
+        Field(discriminator="kind"),
+    ],
     of_family("representation", catalog.REPRESENTATIONS),
 ]
 
@@ -93,9 +167,15 @@ class Synthetic(Section):
     per_class: Positive | None = None
     items: Positive | None = None
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    fraction_of: Literal["train", "all"] = Field(
+        "train", description="of the labelled training items, or of all (of a graph: every node)"
+    )
+    balance: Literal["proportional", "uniform"] = Field(
+        "proportional", description="how items and fraction are shared out among the classes"
+    )
     representation: Representation = Field(default_factory=Direct)
     labels: Labels = Field(default_factory=Hard)
-    initialise: Literal["real", "herding", "k-center", "k-means", "noise"] = "real"
+    initialise: Literal["real", "herding", "k-center", "k-means", "aggregate", "noise"] = "real"
     clamp: bool = Field(True, description="keep the values inside the range of real items")
     step_size: Rate | None = Field(
         None, description="rate of the inner training at the start; learned with the set (MTT)"
@@ -134,11 +214,30 @@ class Real(Section):
     )
 
 
+class Turn(Section):
+    """Steps ``first`` to ``last`` (exclusive) of every cycle of ``cycle`` steps."""
+
+    first: Annotated[int, Field(ge=0)] = 0
+    last: Positive
+    cycle: Positive
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Turn:
+        if not self.first < self.last <= self.cycle:
+            raise ValueError("a turn needs first < last <= cycle")
+        return self
+
+    def has(self, step: int) -> bool:
+        """True where step number `step` is in the turn."""
+        return self.first <= step % self.cycle < self.last
+
+
 class Leaf(Section):
     """Optimiser of one learnable tensor."""
 
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Rate = 1.0
+    turn: Turn | None = Field(None, description="moves in a part of every cycle of steps only")
     by_items: bool = Field(
         False, description="times the items per class, whose gradients shrink alike (IDC, DANCE)"
     )
@@ -148,6 +247,18 @@ class Leaf(Section):
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the steps")
     final: Share = Field(0.0, description="last rate as a share of lr")
+
+
+def _taken_apart(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a leaf, and those of leaves below it by dotted name: ``inputs: {x: {lr: 1}}``."""
+    own, below = {}, {}
+    for key, value in options.items():
+        if key in Leaf.model_fields or not isinstance(value, dict):
+            own[key] = value
+            continue
+        mine, deeper = _taken_apart(f"{name}.{key}", value)
+        below |= {f"{name}.{key}": mine} | deeper if mine or not deeper else deeper
+    return own, below
 
 
 class Optimise(Section):
@@ -166,14 +277,21 @@ class Optimise(Section):
     def _gather(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        rest = dict(values)
         dotted = {
-            key: value
-            for key, value in values.items()
+            key: rest.pop(key)
+            for key in values
             if isinstance(key, str) and key.startswith(("inputs.", "labels."))
         }
+        for family in ("inputs", "labels"):
+            if isinstance(rest.get(family), dict):
+                own, below = _taken_apart(family, rest[family])
+                rest[family] = own
+                for name, options in below.items():
+                    # an override of some options leaves the others as they are
+                    dotted[name] = {**dotted.get(name, {}), **options}
         if not dotted:
-            return values
-        rest = {key: value for key, value in values.items() if key not in dotted}
+            return rest
         return {**rest, "leaves": {**rest.get("leaves", {}), **dotted}}
 
     @model_serializer(mode="wrap")

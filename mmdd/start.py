@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmdd import catalog
 from mmdd.errors import UserError
-from mmdd.labels import HardLabels, Labels, SoftLabels
+from mmdd.labels import DerivedLabels, HardLabels, Labels, SoftLabels
 from mmdd.learner import Learner
 from mmdd.modality import DataInfo
 from mmdd.parts import Parts
@@ -27,10 +27,13 @@ def budget(recipe: Recipe, sizes: Tensor, info: DataInfo) -> Tensor:
     """[G] int64 stored items per class.
 
     `items` and `fraction` are shared out in proportion to the class sizes, at least one each, or
-    evenly where ``synthetic.balance`` says so.
+    evenly where ``synthetic.balance`` says so. A continuous representation's budget is one number
+    of time steps; see `steps_of_series`.
 
     Raises `UserError` when a class has fewer real items than asked for.
     """
+    if _kind_of(recipe).continuous:
+        return steps_of_series(recipe, info)
     wanted, total, names = recipe.synthetic, int(sizes.sum()), info.names
     present = sizes > 0
     if wanted.per_class is not None:
@@ -63,13 +66,45 @@ def budget(recipe: Recipe, sizes: Tensor, info: DataInfo) -> Tensor:
     return counts
 
 
+def steps_of_series(recipe: Recipe, info: DataInfo) -> Tensor:
+    """[1] int64 time steps of a synthetic series: ``synthetic.items``, or ``fraction`` of training.
+
+    Raises `UserError` when it would hold no window, or be as long as the real one.
+    """
+    wanted, real = recipe.synthetic, info.sizes.get("steps", 0)
+    if wanted.per_class is not None:
+        raise UserError(
+            "a synthetic series has a length, not items per class",
+            got=f"per_class={wanted.per_class}",
+            expected="synthetic.items, the number of its time steps",
+            hint="Give --items, e.g. --items 384, or --fraction of the training steps.",
+        )
+    steps = wanted.items or max(1, round((wanted.fraction or 0) * real))
+    counts = torch.tensor([steps])
+    kind, options = _kind_of(recipe), wanted.representation.model_dump(exclude={"kind"})
+    modality = catalog.load("modality", recipe.modality, catalog.MODALITIES)
+    kind.stored(counts, with_targets(modality, recipe.task, info), **options)
+    if steps >= real:
+        raise UserError(
+            "the synthetic series would not be shorter than the training series",
+            got=f"{steps} steps (synthetic.items)",
+            expected=f"fewer than {real}",
+        )
+    return counts
+
+
 def items_in_all(info: DataInfo, labelled: int) -> int:
     """How many items there are, unlabelled ones and those of other splits included, if known."""
     return max(labelled, info.sizes.get("nodes", 0))
 
 
-def told_budget(counts: Tensor, sizes: Tensor, info: DataInfo) -> str:
+def told_budget(
+    counts: Tensor, sizes: Tensor, info: DataInfo, recipe: Recipe | None = None
+) -> str:
     """The budget in every unit that a table may use."""
+    if recipe is not None and _kind_of(recipe).continuous:
+        steps, real = int(counts.sum()), info.sizes["steps"]
+        return f"a synthetic series of {steps} time steps, {steps / real:.3g} of the training steps"
     made, total = int(counts.sum()), int(sizes.sum())
     low, high = int(counts[counts > 0].min()), int(counts.max())
     each = f"{low}" if low == high else f"{low} to {high}"
@@ -124,45 +159,104 @@ def start_items(parts: Parts, data: RealData, counts: Tensor) -> Tree:
     A group with fewer real items gives them in turns (parts of packed items may be alike).
     """
     how, seed = parts.recipe.synthetic.initialise, parts.recipe.run.seed
-    if how == "noise":
+    valued = has_values(parts.task)
+    if how == "noise" and not valued:
         stream = generator(seed, "initialise")
         return parts.modality.noise(int(counts.sum()), parts.info, stream)
     if how == "aggregate":
-        return data.aggregate(counts, generator(seed, "initialise")).inputs
-    name = "random" if how == "real" else how
+        made = data.aggregate(counts, generator(seed, "initialise"))
+        return {"inputs": made.inputs, "targets": made.targets} if valued else made.inputs
+    name = "random" if how in ("real", "noise") else how
     fit = torch.minimum(counts, data.group_sizes)
     chosen = chosen_items(parts, name, data, fit, seed)
     turns = [
         own[torch.arange(int(count)) % max(1, len(own))]
         for own, count in zip(chosen.split(fit.tolist()), counts, strict=True)
     ]
-    return data.items(torch.cat(turns))
+    index = torch.cat(turns)
+    if not valued:
+        return data.items(index)
+    inputs = data.items(index)
+    if how == "noise":
+        inputs = parts.modality.noise(len(index), parts.info, generator(seed, "initialise"))
+    return {"inputs": inputs, "targets": data.select(index).targets}
+
+
+def start_series(parts: Parts, data: RealData, steps: int) -> Tensor:
+    """[T, C] what a continuous representation starts from: a slice of the real series, or noise."""
+    how, seed = parts.recipe.synthetic.initialise, parts.recipe.run.seed
+    if how not in ("real", "noise"):
+        raise UserError(
+            "a synthetic series starts from one slice of the real series, or from noise",
+            got=how,
+            expected="synthetic.initialise=real or noise",
+        )
+    series = data.stretch(steps, generator(seed, "select/series"))
+    if how == "real":
+        return series
+    return torch.randn(series.shape, generator=generator(seed, "initialise"))
+
+
+def has_values(task: Any) -> bool:
+    """True where targets are numbers of the items' own, stored and decoded with their inputs."""
+    return "values" in task.label_kinds
+
+
+def with_targets(modality: Any, task: str, info: DataInfo) -> Tree:
+    """One blank item [1, ...]: the inputs, or inputs and targets where these are values."""
+    example = modality.example(info)
+    if not has_values(catalog.load("task", task, catalog.TASKS)):
+        return example
+    return {"inputs": example, "targets": modality.blank_targets(info)}
+
+
+def _kind_of(recipe: Recipe) -> type[Representation]:
+    name = recipe.synthetic.representation.kind
+    kind: type[Representation] = catalog.load("representation", name, catalog.REPRESENTATIONS)
+    return kind
 
 
 def representation_of(parts: Parts) -> tuple[type[Representation], dict[str, Any]]:
     """The class that the recipe names, and its options."""
-    options = parts.recipe.synthetic.representation.model_dump()
-    kind = catalog.load("representation", options.pop("kind"), catalog.REPRESENTATIONS)
+    synthetic = parts.recipe.synthetic
+    kind = _kind_of(parts.recipe)
+    options = synthetic.representation.model_dump(exclude={"kind"})
+    if "nodes" in options and options["nodes"] is None:
+        options["nodes"] = parts.info.normalisation.get("mean_nodes")
+    if has_values(parts.task) and synthetic.labels.kind == "hard" and not kind.continuous:
+        options["fixed"] = ("targets",)
     return kind, options
 
 
 def bounds_of(parts: Parts) -> tuple[Tree, Tree] | None:
-    """Range of the items, where they are to stay inside it."""
-    return parts.modality.bounds(parts.info) if parts.recipe.synthetic.clamp else None
+    """Range of the items' inputs, where they are to stay inside it."""
+    found = parts.modality.bounds(parts.info) if parts.recipe.synthetic.clamp else None
+    if found is None or not has_values(parts.task):
+        return found
+    low, high = found
+    return {"inputs": low}, {"inputs": high}
 
 
 def synthetic_set(
     parts: Parts, data: RealData, counts: Tensor, learner: Learner, teacher: Teacher | None = None
 ) -> SyntheticSet:
-    """Build the synthetic set at its start: `counts` [G] stored items per group."""
+    """Build the synthetic set at its start: `counts` [G] stored items per group, or its steps."""
     kind, options = representation_of(parts)
-    groups = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    needs = kind.needs(parts.modality.example(parts.info), **options)
-    values = start_items(parts, data, counts * needs)
-    stream = generator(parts.recipe.run.seed, "representation")
-    representation = kind.of_items(values, bounds=bounds_of(parts), generator=stream, **options)
-    made = assemble(parts, representation, HardLabels(groups), groups, learner)
-    if parts.recipe.synthetic.labels.kind != "hard":
+    example = with_targets(parts.modality, parts.task.name, parts.info)
+    stored = kind.stored(counts, example, **options)
+    groups = torch.repeat_interleave(torch.arange(len(counts)), stored)
+    bounds = bounds_of(parts)
+    if kind.continuous:
+        series = start_series(parts, data, int(counts.sum()))
+        representation = kind.of_series(series, example=example, bounds=bounds, **options)
+    else:
+        values = start_items(parts, data, counts * kind.needs(example, **options))
+        stream = generator(parts.recipe.run.seed, "representation")
+        representation = kind.of_items(values, bounds=bounds, generator=stream, **options)
+    valued = has_values(parts.task)
+    labels = DerivedLabels() if valued else HardLabels(groups)
+    made = assemble(parts, representation, labels, groups, learner)
+    if parts.recipe.synthetic.labels.kind != "hard" and not valued:
         made.labels = first_labels(parts, made, teacher).to(parts.device)
     return made
 
@@ -212,9 +306,8 @@ def restore(parts: Parts, tensors: dict[str, Tensor]) -> SyntheticSet:
     kind, options = representation_of(parts)
     prefix = "representation."
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    representation = kind.of_state(
-        own, example=parts.modality.example(parts.info), bounds=bounds_of(parts), **options
-    )
+    example = with_targets(parts.modality, parts.task.name, parts.info)
+    representation = kind.of_state(own, example=example, bounds=bounds_of(parts), **options)
     labels = _restored_labels(parts, tensors)
     made = SyntheticSet(
         representation,
@@ -229,7 +322,19 @@ def restore(parts: Parts, tensors: dict[str, Tensor]) -> SyntheticSet:
     return made.to(parts.device)
 
 
+def settled(parts: Parts, synthetic: SyntheticSet) -> SyntheticSet:
+    """The finished set: what only served to learn its items is replaced by what it made of them."""
+    kept = synthetic.representation.settle()
+    if kept is None:
+        return synthetic
+    prefix = "representation."
+    tensors = {k: v for k, v in synthetic.state_dict().items() if not k.startswith(prefix)}
+    return restore(parts, tensors | {f"{prefix}{name}": value for name, value in kept.items()})
+
+
 def _restored_labels(parts: Parts, tensors: dict[str, Tensor]) -> Labels:
+    if has_values(parts.task):
+        return DerivedLabels()
     if "labels.targets" in tensors:
         return HardLabels(tensors["labels.targets"])
     options = parts.recipe.synthetic.labels.model_dump()

@@ -18,7 +18,11 @@ class Task(Protocol):
     metric: name of the score, e.g. ``"accuracy"``.
     direction: ``"max"`` when a higher score is better, else ``"min"``.
     coupled: True when the loss of an item depends on the other items of its batch (contrastive).
-    label_kinds: kinds of synthetic labels that the loss can read.
+    label_kinds: kinds of synthetic labels that the loss can read: ``"hard"`` classes, ``"soft"``
+        probabilities, ``"values"`` (numbers that belong to the items, kept by labels of kind hard
+        and learned by those of kind soft), ``"derived"`` by the representation alone.
+
+    A task with further metrics offers ``extras(outputs, targets) -> dict[str, float]``.
     """
 
     name: str

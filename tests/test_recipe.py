@@ -260,7 +260,7 @@ def trajectory(**sections):
             "memory=tesla is defined without momentum",
         ),
         ({"source": {"kind": "pool", "start": 4, "nets": 3}}, "start=4 is more than nets=3"),
-        ({"objective": "cross-entropy"}, "one of interpolated, pool, real-trained, not fresh"),
+        ({"objective": "cross-entropy"}, "one of interpolated, pool, real-trained, experts, not fresh"),
         (
             {"objective": ["distribution", "cross-entropy"], "source": "synthetic-trained"},
             "needs a source that has one",
@@ -702,3 +702,14 @@ def test_validating_a_recipe_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_options_of_a_leaf_below_may_be_nested_and_override_those_that_are_dotted():
+    given = {"inputs.x": {"lr": 2.0, "momentum": 0.9}, "inputs": {"lr": 3.0, "x": {"lr": 4.0}}}
+    leaves = Recipe.model_validate({"optimise": given}).optimise.by_leaf()
+    assert (leaves["inputs.x"].lr, leaves["inputs.x"].momentum) == (4.0, 0.9)
+    assert leaves["inputs"].lr == 3.0
+    deep = Recipe.model_validate({"optimise": {"inputs": {"a": {"b": {"lr": 5.0}}}}})
+    assert deep.optimise.by_leaf()["inputs.a.b"].lr == 5.0
+    with pytest.raises(UserError, match="unknown key"):
+        compose(method="dm", options={"optimise.inputs.x.speed": 1})
