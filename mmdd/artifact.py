@@ -263,6 +263,10 @@ def _altered(path: Path, got: str, how: str = "altered") -> UserError:
     return UserError(f"{str(path)!r} was {how}", got=got, hint=hint)
 
 
+SINGLE_FILES = {"safetensors": ".safetensors", "npz": ".npz"}
+"""Forms that are one file, where the user's name for it ends so."""
+
+
 def export(folder: str | Path, to: str, out: str | Path) -> bool:
     """Write the set of `folder` in the form `to`, for other programs.
 
@@ -284,7 +288,7 @@ def export(folder: str | Path, to: str, out: str | Path) -> bool:
         raise UserError("this set was saved without columns", hint="Export it --to safetensors.")
     made = files.temporary_beside(place)
     try:
-        if to != "safetensors" or place.suffix != ".safetensors":
+        if place.suffix != SINGLE_FILES.get(to):
             made.mkdir()
         write(found, Path(folder), made)
         return files.move_once(made, place)

@@ -254,6 +254,8 @@ def _laid_over(key: str, low: Any, high: Any) -> Any:
     if not isinstance(high, Mapping):
         return high
     names_options = "kind" not in high and key != "protocol"
+    if isinstance(low, str) and key == "protocol" and "name" not in high:
+        low = {"name": low}
     if isinstance(low, str) and names_options:
         low = {"kind": low}
     if isinstance(low, list) and names_options:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmdd.batch import Batch
 from mmdd.errors import UserError
-from mmdd.modalities.graphs.aggregate import aggregate_nodes
+from mmdd.modalities.graphs.aggregate import aggregate_nodes, guessed
 from mmdd.modalities.graphs.sampling import distinct, sample
 from mmdd.modalities.graphs.structure import Structure
 from mmdd.real import RealData, ResidentData
@@ -95,6 +95,20 @@ class Nodes(RealData):
         codes = codes.to(self.device)
         return Batch({"x": values.to(self.device)}, codes, codes)
 
+    def difficulty(self) -> Tensor:
+        """[k] entropy of the classes around every item, itself included: mixed company is hard.
+
+        As in CLNode (Wei et al. 2023), whose order GEOM's experts follow; classes of nodes that are
+        no items are what a linear model of the propagated features says.
+        """
+        hops = [self.graph.propagated(hop) for hop in range(AGGREGATED_HOPS + 1)]
+        known = guessed(hops, self.index, self.codes, self.num_groups)
+        source, target = self.graph.inputs["edge_index"].cpu()
+        counts = torch.nn.functional.one_hot(known, self.num_groups).float()
+        around = counts.index_add(0, target, counts[source])[self.index]
+        shares = around / around.sum(dim=1, keepdim=True)
+        return torch.special.entr(shares).sum(dim=1)
+
     def seen_by(self, encoder: nn.Module) -> RealData:
         """The items as `encoder` needs them; exact, and made once for each reach.
 
@@ -151,6 +165,10 @@ class NodesWithin(Nodes):
     def aggregate(self, counts: Tensor, generator: torch.Generator) -> Batch:
         """Centres of the features propagated through the whole structure."""
         return self.whole.aggregate(counts, generator)
+
+    def difficulty(self) -> Tensor:
+        """What the whole structure tells."""
+        return self.whole.difficulty()
 
     def subset(self, index: Tensor) -> NodesWithin:
         """Return the same part with fewer items."""
