@@ -257,7 +257,9 @@ def _results(manifest: Mapping[str, Any]) -> str:
     table = {k: v for k, v in _part(report, "results").items() if isinstance(v, Mapping) and v}
     if not table:
         return "## Results\n\nNot scored yet: `mmdd evaluate DIR`."
-    report = {**report, "protocol": report.get("protocol") or _part(manifest, "protocol")}
+    leak = _part(_part(manifest, "info"), "normalisation").get("leak", False)
+    protocol = report.get("protocol") or _part(manifest, "protocol")
+    report = {**report, "protocol": protocol, "leak": leak}
     metric = str(report.get("metric", "score"))
     rows = [row for row in ROWS if any(row in found for found in table.values())]
     rows += sorted({row for found in table.values() for row in found} - set(ROWS))
@@ -300,11 +302,17 @@ def _protocol(report: Mapping[str, Any], metric: str) -> str:
         f"{report['selection']} epoch" if report.get("selection") else "",
     ]
     said = f" ({', '.join(word for word in details if word)})" if any(details) else ""
+    chosen = "Nothing was chosen on the test split."
+    if report.get("leak"):
+        chosen = (
+            "**Not an honest score**: as in some papers, validation is the test split, and units"
+            " are measured on both."
+        )
     return (
         f"{metric.capitalize()}{unit} on the real test split"
         + (f", {better} is better" if better else "")
         + ": mean ± standard deviation over n learners, each trained from scratch on the set of its"
-        f" column{said}. Nothing was chosen on the test split."
+        f" column{said}. {chosen}"
     )
 
 

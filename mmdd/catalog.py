@@ -137,6 +137,7 @@ EXPORTS = {
     "strips": Entry("mmdd.modalities.video.export:to_strips", "a PNG strip per clip, by class"),
     "mp4": Entry("mmdd.modalities.video.export:to_mp4", "a video per clip, by class (PyAV)"),
 }
+GUESS = Entry("mmdd.modalities.guess:modality_of", "tells the modality of a source by its columns")
 FAMILIES: dict[str, Mapping[str, Entry]] = {
     "modalities": MODALITIES,
     "tasks": TASKS,

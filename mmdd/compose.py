@@ -190,8 +190,10 @@ def from_flags(
             recipe, data = data, None
         elif own:
             recipe = own[0]
-    if data is not None and (known := modality_of(data)):
-        options.setdefault("modality", known)
+    if data is not None and recipe is None and "modality" not in options:
+        known = modality_of(data)
+        if known is not None:
+            options["modality"] = known
     if minutes is not None and steps is None and "optimise.steps" not in options:
         steps = AS_MANY_AS_FIT
     flags = {
@@ -208,17 +210,25 @@ def from_flags(
 
 
 def modality_of(data: str) -> str | None:
-    """The modality that a data source names by itself: ``pyg:…`` and arrays are graphs."""
+    """The modality that a data source names by itself, or that its files and columns tell.
+
+    ``pyg:…`` and arrays are graphs. None where nothing is clear: a Hub name is not downloaded.
+    """
     if data.startswith("pyg:") or data.endswith((".npz", ".safetensors")):
         return "graphs"
-    return None
+    if not Path(data).expanduser().exists():
+        return None
+    found: str | None = catalog.GUESS.load()(data)
+    return found
 
 
 def modality_of_object(data: Any) -> str | None:
     """The modality of an object whose library names it."""
-    if isinstance(data, (list, tuple)) and data:
-        data = data[0]
-    return "graphs" if type(data).__module__.startswith("torch_geometric") else None
+    first = data[0] if isinstance(data, (list, tuple)) and data else data
+    if type(first).__module__.startswith("torch_geometric"):
+        return "graphs"
+    found: str | None = catalog.GUESS.load()(data)
+    return found
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,9 +98,7 @@ def items_in_all(info: DataInfo, labelled: int) -> int:
     return max(labelled, info.sizes.get("nodes", 0))
 
 
-def told_budget(
-    counts: Tensor, sizes: Tensor, info: DataInfo, recipe: Recipe | None = None
-) -> str:
+def told_budget(counts: Tensor, sizes: Tensor, info: DataInfo, recipe: Recipe | None = None) -> str:
     """The budget in every unit that a table may use."""
     if recipe is not None and _kind_of(recipe).continuous:
         steps, real = int(counts.sum()), info.sizes["steps"]

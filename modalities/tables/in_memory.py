@@ -113,7 +113,7 @@ class _Samples(Dataset[tuple[str, Any, Any]]):
 
     def _parts(self, item: Any) -> tuple[Any, Any]:
         if isinstance(item, dict):
-            return item[self.reader.field], item[self.label]
+            return self.reader.pick(item), item[self.label]
         if not isinstance(item, (tuple, list)) or len(item) < 2:
             one = self.reader.words.one
             raise TypeError(f"expected ({one}, label), got {type(item).__name__}")

@@ -104,6 +104,10 @@ class Reader(abc.ABC, Generic[I]):
     def of_values(self, values: Any) -> I:
         """Take the first half of a pair (items, labels): an array, a tensor or a list."""
 
+    def pick(self, sample: Mapping[str, Any]) -> Any:
+        """The item of a sample that is a dict: its entry `field`."""
+        return sample[self.field]
+
     @abc.abstractmethod
     def convert(self, item: Any) -> Any:
         """Turn one item of a data set of PyTorch into what `collect` reads, in any process."""

@@ -43,8 +43,9 @@ def open_source(
     Parameters
     ----------
     source: a name that the reader knows, a local folder or file, a Hub name; or from Python a
-        ``datasets`` Dataset or DatasetDict, a map-style torch Dataset of (item, label), a pair
-        (items, labels), or a dict of these by split. None for `options.source`.
+        ``datasets`` Dataset or DatasetDict, a pandas DataFrame, a map-style torch Dataset of
+        (item, label), a pair (items, labels), or a dict of these by split. None for
+        `options.source`.
     reader: the modality's; see `Reader`.
     targets: what is to be predicted.
 
@@ -71,6 +72,8 @@ def open_source(
             "datasets.Dataset.from_generator",
         )
     name = f"{type(source).__name__} in memory"
+    if type(source).__module__.partition(".")[0] == "pandas" and hasattr(source, "columns"):
+        source = datasets.Dataset.from_pandas(source, preserve_index=False)
     if isinstance(source, datasets.Dataset):
         source = {options.train_split: source}
     if isinstance(source, Mapping):

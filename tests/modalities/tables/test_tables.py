@@ -152,6 +152,16 @@ def test_other_targets_bring_their_values():
     assert names == ("low", "middle", "high")
 
 
+def test_a_data_frame_is_a_table():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"x": [1.0, 2.0, 3.0], "label": ["a", "b", "a"]})[1:]
+    opened, items, codes, *_ = parts_of(frame, validation=0, test=0.0)
+    assert items == {"train": [2.0, 3.0]}
+    assert codes == {"train": [1, 0]}
+    assert opened.name == "DataFrame in memory"
+    assert opened.columns == {"number": "x", "label": "label"}
+
+
 def test_from_python_and_by_known_name():
     assert parts_of("two", validation=0, test=0.0)[1] == {"train": [1.0, 2.0]}
     samples = [{"x": 3, "y": "a"}, {"x": 4, "y": "b"}]

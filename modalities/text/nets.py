@@ -1,0 +1,265 @@
+"""Text encoders that are trained from scratch.
+
+In token space every net multiplies its input by the mask before anything else, so that the
+gradient at a masked position is exactly zero, and pools over the shown positions alone.
+
+Shape suffixes: n items, L positions, h numbers per token, W width, D features.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmdd.errors import UserError
+from mmdd.modalities.text.embed import masked_mean
+from mmdd.trees import Tree
+
+
+class TextEncoder(nn.Module):
+    """Blocks and a linear classifier on the last block's features.
+
+    Parameters
+    ----------
+    shape: of one item, (L, h) for tokens or (D,) for a vector.
+    """
+
+    def __init__(self, shape: tuple[int, ...], features: int, classes: int) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.classifier = nn.Linear(features, classes)
+
+    def layers(self, inputs: Tree) -> list[Tensor]:
+        """Outputs of every block, each [n, D_l]; the last one is `features(inputs)`."""
+        raise AssertionError("an encoder defines layers")
+
+    def features(self, inputs: Tree) -> Tensor:
+        """[n, D] input of the classifier."""
+        return self.layers(inputs)[-1]
+
+    def forward(self, inputs: Tree) -> Tensor:
+        """Logits [n, classes]."""
+        logits: Tensor = self.classifier(self.features(inputs))
+        return logits
+
+
+def masked(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Values [n, L, h], zero where nothing is shown, and the mask [n, L] bool."""
+    values, mask = inputs["values"], inputs["mask"]
+    return values * mask.unsqueeze(-1).to(values.dtype), mask
+
+
+def pooled(inputs: Tree) -> Tensor:
+    """[n, D] a vector as it is, or the mean of token embeddings."""
+    if isinstance(inputs, dict):
+        values, mask = masked(inputs)
+        return masked_mean(values, mask)
+    return inputs
+
+
+def require_tokens(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """(L, h), or a `UserError` where items are single vectors."""
+    if len(shape) != 2:
+        raise UserError(
+            f"the encoder {name!r} reads tokens, and the data are vectors",
+            got=f"{shape[0]} numbers per text",
+            expected="encoder mlp or linear",
+            hint="Or set data.space=tokens, where the source has texts.",
+        )
+    return shape[0], shape[1]
+
+
+class MLP(TextEncoder):
+    """`depth` linear layers with ReLU on the vector, or on the mean of the token embeddings."""
+
+    def __init__(
+        self, shape: tuple[int, ...], classes: int, *, width: int = 128, depth: int = 1
+    ) -> None:
+        super().__init__(shape, width, classes)
+        sizes = [shape[-1], *[width] * depth]
+        self.blocks = nn.ModuleList(
+            nn.Linear(size, after) for size, after in itertools.pairwise(sizes)
+        )
+
+    def layers(self, inputs: Tree) -> list[Tensor]:
+        """Output of every layer."""
+        found, x = [], pooled(inputs)
+        for block in self.blocks:
+            x = F.relu(block(x))
+            found.append(x)
+        return found
+
+
+class Linear(TextEncoder):
+    """A linear classifier; its features are its inputs."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__(shape, shape[-1], classes)
+
+    def layers(self, inputs: Tree) -> list[Tensor]:
+        """The vector, or the mean of the token embeddings."""
+        return [pooled(inputs)]
+
+
+class TextCNN(TextEncoder):
+    """Convolutions of several widths over the tokens, ReLU, and the largest value of each (Kim 2014).
+
+    Texts are padded with zeros, so that each kernel has one window per position; windows that are
+    centred beyond a text's end do not count.
+    """  # noqa: E501
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        *,
+        width: int = 128,
+        kernels: Sequence[int] = (2, 3),
+    ) -> None:
+        super().__init__(shape, width * len(kernels), classes)
+        _, hidden = require_tokens("textcnn", shape)
+        self.kernels = tuple(kernels)
+        self.blocks = nn.ModuleList(nn.Conv1d(hidden, width, kernel) for kernel in kernels)
+
+    def layers(self, inputs: Tree) -> list[Tensor]:
+        """The largest values of all filters."""
+        values, mask = masked(inputs)
+        x, shown = values.mT, mask.unsqueeze(1)
+        found = []
+        for block, size in zip(self.blocks, self.kernels, strict=True):
+            maps = F.relu(block(F.pad(x, ((size - 1) // 2, size // 2))))
+            # ReLU's values are not negative: zero is the lowest
+            found.append((maps * shown.to(maps.dtype)).amax(dim=2))
+        return [torch.cat(found, dim=1)]
+
+
+class GRU(TextEncoder):
+    """A gated recurrent net (Cho et al. 2014), both ways, and the mean of its states.
+
+    Written out step by step: cuDNN's cannot be differentiated twice, and a masked position has to
+    leave the state as it is, so that reading backwards starts at a text's last token.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        *,
+        width: int = 64,
+        bidirectional: bool = True,
+    ) -> None:
+        ways = 2 if bidirectional else 1
+        super().__init__(shape, ways * width, classes)
+        _, hidden = require_tokens("gru", shape)
+        self.width = width
+        self.inward = nn.ModuleList(nn.Linear(hidden, 3 * width) for _ in range(ways))
+        self.onward = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(ways))
+
+    def layers(self, inputs: Tree) -> list[Tensor]:
+        """The mean of the states of both ways."""
+        values, mask = masked(inputs)
+        ways = [
+            self._read(values, mask, inward, onward, backwards=bool(way))
+            for way, (inward, onward) in enumerate(zip(self.inward, self.onward, strict=True))
+        ]
+        return [torch.cat(ways, dim=1)]
+
+    def _read(
+        self, values: Tensor, mask: Tensor, inward: nn.Module, onward: nn.Module, *, backwards: bool
+    ) -> Tensor:
+        steps = range(values.shape[1])
+        given = inward(values)
+        state = given.new_zeros(len(values), self.width)
+        total = torch.zeros_like(state)
+        shown = mask.to(given.dtype)
+        for step in reversed(steps) if backwards else steps:
+            keep = shown[:, step : step + 1]
+            new = self._cell(given[:, step], onward(state), state)
+            state = state + keep * (new - state)
+            total = total + keep * state
+        return total / shown.sum(dim=1, keepdim=True).clamp_min(1)
+
+    def _cell(self, given: Tensor, carried: Tensor, state: Tensor) -> Tensor:
+        reset, update, new = given.chunk(3, dim=1)
+        reset_by, update_by, new_by = carried.chunk(3, dim=1)
+        gate = torch.sigmoid(update + update_by)
+        fresh = torch.tanh(new + torch.sigmoid(reset + reset_by) * new_by)
+        return fresh + gate * (state - fresh)
+
+
+class Block(nn.Module):
+    """Self-attention and two linear layers, each after a layer norm and added to its input.
+
+    Attention is written out: fused kernels cannot be differentiated twice on every device.
+    """
+
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.mixed, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[n, L, W] -> [n, L, W]; positions that `mask` [n, L] hides are not attended to."""
+        x = x + self.out(self._attend(self.mixed(self.norms[0](x)), mask))
+        found: Tensor = x + self.down(F.gelu(self.up(self.norms[1](x))))
+        return found
+
+    def extra_repr(self) -> str:
+        """What the layers do not show: recorded experts are told apart by what a net says."""
+        return f"heads={self.heads}"
+
+    def _attend(self, mixed: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in mixed.chunk(3, dim=2)
+        )
+        scores = query @ key.mT / query.shape[-1] ** 0.5
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask[:, None, None, :], lowest)
+        return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
+
+
+class Transformer(TextEncoder):
+    """A small pre-norm transformer with sine positions (Vaswani et al. 2017)."""
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        *,
+        width: int = 64,
+        depth: int = 2,
+        heads: int = 4,
+        mlp_ratio: float = 2.0,
+    ) -> None:
+        super().__init__(shape, width, classes)
+        length, hidden = require_tokens("transformer", shape)
+        self.stem = nn.Linear(hidden, width)
+        inner = round(width * mlp_ratio)
+        self.blocks = nn.ModuleList(Block(width, heads, inner) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.register_buffer("positions", sines(length, width), persistent=False)
+
+    def layers(self, inputs: Tree) -> list[Tensor]:
+        """Means over the positions after every block; the last one is normalised first."""
+        values, mask = masked(inputs)
+        x = self.stem(values) + self.positions[: values.shape[1]].to(values.dtype)
+        found = []
+        for number, block in enumerate(self.blocks):
+            x = block(x, mask)
+            last = number == len(self.blocks) - 1
+            found.append(masked_mean(self.norm(x) if last else x, mask))
+        return found
+
+
+def sines(length: int, width: int) -> Tensor:
+    """[L, W] sines and cosines of the positions, wave lengths from 2 pi to 10000 x 2 pi."""
+    steps = torch.arange(length)[:, None] * 1e-4 ** (torch.arange(0, width, 2) / width)
+    return torch.stack([steps.sin(), steps.cos()], dim=2).flatten(1)[:, :width]

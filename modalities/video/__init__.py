@@ -1,0 +1,1 @@
+"""Clips: a fixed number of frames, grey or RGB."""
