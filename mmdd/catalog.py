@@ -41,6 +41,7 @@ MODALITIES = {
     ),
     "audio": Entry("mmdd.modalities.audio.modality:AUDIO", "clips: log-mel spectra or waveforms"),
     "video": Entry("mmdd.modalities.video.modality:VIDEO", "clips of a fixed number of frames"),
+    "pairs": Entry("mmdd.modalities.pairs.modality:PAIRS", "images with captions, or any two fields"),
 }
 TASKS = {
     "classification": Entry(
@@ -49,6 +50,12 @@ TASKS = {
     "regression": Entry("mmdd.tasks.regression:Regression", "numbers per item; mse, mae and r2"),
     "forecasting": Entry(
         "mmdd.tasks.forecasting:Forecasting", "what follows a window of a series; mse and mae"
+    ),
+    "retrieval": Entry(
+        "mmdd.tasks.retrieval:Retrieval", "either side of pairs finds the other; InfoNCE, recall"
+    ),
+    "retrieval-wbce": Entry(
+        "mmdd.tasks.retrieval:WeightedRetrieval", "the same by weighted binary cross-entropy (LoRS)"
     ),
 }
 OBJECTIVES = {
@@ -119,6 +126,9 @@ LABELS = {
     "hard": Entry("mmdd.labels:HardLabels", "fixed class labels"),
     "soft": Entry("mmdd.labels:SoftLabels", "logits that are learned with the items (DATM)"),
     "teacher": Entry("mmdd.labels:SoftLabels", "what trained nets say of the items (TESLA)"),
+    "relation": Entry(
+        "mmdd.labels:RelationLabels", "similarities of all pairs, learned with them (LoRS)"
+    ),
 }
 SELECTORS = {
     "random": Entry("mmdd.selection:random", "uniformly random items of each class"),

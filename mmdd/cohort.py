@@ -231,7 +231,7 @@ class Schedule:
             number, first = divmod(start, self.per_pass)
             last = min(self.per_pass, first + stop - start)
             streams = [self.stream(expert, "order", number) for expert in members]
-            orders = [torch.randperm(len(self.data), generator=stream) for stream in streams]
+            orders = [self.data.permutation(stream) for stream in streams]
             parts = [order.split(size)[first:last] for order in orders]
             yield from self._read([torch.cat(step) for step in zip(*parts, strict=True)])
             start += last - first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mmdd.trees import Tree
@@ -72,3 +73,59 @@ class DerivedLabels(Labels):
         if isinstance(decoded, dict) and set(decoded) == {"inputs", "targets"}:
             return decoded["inputs"], decoded["targets"]
         return decoded, None
+
+
+class RelationLabels(Labels):
+    r"""Learned similarities of all pairs of stored items (LoRS, Xu et al. 2024, eq. 8).
+
+    Of rank r they are :math:`S = \mathrm{diag}(w) + \frac{\alpha}{r} L R^\top`, with M (2 r + 1)
+    numbers, w = 1, L standard normal and R = 0 at the start; without a rank the whole matrix is
+    learned. Either starts as the identity: every item belongs to itself alone.
+
+    Parameters
+    ----------
+    tensors: ``matrix`` [M, M], or ``diagonal`` [M], ``left`` [M, r] and ``right`` [M, r].
+    """
+
+    kind = "relation"
+
+    def __init__(self, tensors: dict[str, Tensor], *, alpha: float = 1.0) -> None:
+        super().__init__()
+        assert set(tensors) in ({"matrix"}, {"diagonal", "left", "right"})
+        self.alpha = alpha
+        for name, value in tensors.items():
+            self.register_parameter(name, nn.Parameter(value.detach().clone()))
+
+    @classmethod
+    def start(
+        cls, count: int, rank: int | None, generator: torch.Generator, *, alpha: float = 1.0
+    ) -> RelationLabels:
+        """The identity of `count` items."""
+        if rank is None:
+            return cls({"matrix": torch.eye(count)})
+        left = torch.randn(count, rank, generator=generator)
+        right = torch.zeros(count, rank)
+        found = {"diagonal": torch.ones(count), "left": left, "right": right}
+        return cls(found, alpha=alpha)
+
+    def similarity(self, index: Tensor | None = None) -> Tensor:
+        """[m, m] similarities of the stored items `index` [m] (all of them if None)."""
+        own = dict(self.named_parameters())
+        if "matrix" in own:
+            return own["matrix"] if index is None else own["matrix"][index[:, None], index]
+        if index is not None:
+            own = {name: value[index] for name, value in own.items()}
+        product = own["left"] @ own["right"].T
+        return own["diagonal"].diag() + self.alpha / own["left"].shape[1] * product
+
+    def attach(self, index: Tensor | None, decoded: Tree, expand: int) -> tuple[Tree, Tree]:
+        """Rows of similarities, and the places of the items among their columns.
+
+        A choice of items of the batch chooses rows and places, and so columns too.
+        """
+        assert expand == 1, "refused when the set is built"
+        found = self.similarity(index)
+        return decoded, {
+            "similarity": found,
+            "place": torch.arange(len(found), device=found.device),
+        }

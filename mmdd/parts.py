@@ -85,13 +85,30 @@ def parts(recipe: Recipe, info: DataInfo, device: torch.device) -> Parts:
             got=f"task {recipe.task}",
             hint=f"Set task={info.task}.",
         )
-    if "values" in task.label_kinds and recipe.synthetic.labels.kind == "teacher":
+    _require_labels(task, recipe.synthetic.labels.kind)
+    return Parts(recipe, info, modality, task, device)
+
+
+def _require_labels(task: Task, kind: str) -> None:
+    """Refuse synthetic labels that the task's loss cannot read."""
+    if kind == "relation" and "relation" not in task.label_kinds:
+        raise UserError(
+            "relation labels are similarities between pairs",
+            got=f"task {task.name}",
+            expected="a task that compares pairs, e.g. retrieval",
+        )
+    if kind in ("soft", "teacher") and "relation" in task.label_kinds:
+        raise UserError(
+            f"labels of kind {kind} are per item, and this task compares pairs",
+            got=f"task {task.name}",
+            expected="labels hard (item i belongs to item i) or relation (learned similarities)",
+        )
+    if "values" in task.label_kinds and kind == "teacher":
         raise UserError(
             "a teacher's labels are class probabilities",
-            got=f"task {recipe.task}",
+            got=f"task {task.name}",
             expected="labels hard (targets are kept) or soft (targets are learned)",
         )
-    return Parts(recipe, info, modality, task, device)
 
 
 def open_data(recipe: Recipe, source: Any, device: torch.device) -> Splits:

@@ -129,11 +129,15 @@ class RealData(abc.ABC):
         """Return a batch with `per_group` random items of every group (see `draw_index`)."""
         return self.select(self.draw_index(per_group, generator, groups))
 
+    def permutation(self, generator: torch.Generator) -> Tensor:
+        """Indices of all items, each once, in random order: one pass of a training."""
+        return torch.randperm(len(self), generator=generator)
+
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """One pass over the set in batches of `size`: shuffled by `generator`, else in order."""
         order = torch.arange(len(self))
         if generator is not None:
-            order = torch.randperm(len(self), generator=generator)
+            order = self.permutation(generator)
         for index in order.split(size):
             yield self.select(index)
 

@@ -48,6 +48,8 @@ class Recipe(Section):
         # data, learner and augment are typed by the modality: its option models are their schema.
         with at("modality"):
             options = catalog.options(self.modality)
+        if "task" not in self.model_fields_set:
+            self.task = getattr(options, "TASK", self.task)
         with at("task"):
             catalog.require("task", self.task, catalog.TASKS)
         self.data = _checked(options.DATA, self.data, "data")
@@ -97,8 +99,10 @@ class Recipe(Section):
             raise ValueError("objective trajectory needs synthetic.step_size, e.g. 0.01")
         if "trajectory" not in kinds and self.synthetic.step_size is not None:
             raise ValueError("synthetic.step_size is learned by objective trajectory alone")
-        if labels == "soft" and kinds == {"distribution"}:
-            raise ValueError("soft labels: objective distribution reads no labels to learn them by")
+        if labels in ("soft", "relation") and kinds == {"distribution"}:
+            raise ValueError(
+                f"{labels} labels: objective distribution reads no labels to learn them by"
+            )
         for section in self.terms:
             self._require_related_nets(section)
         if isinstance(self.source, method_sections.Segments):

@@ -155,8 +155,18 @@ class Teacher(Section):
     every: Positive = Field(50, description="steps between renewals")
 
 
+class Relation(Section):
+    """Similarities between the items, learned with them: for tasks that compare pairs (LoRS)."""
+
+    kind: Literal["relation"] = "relation"
+    rank: Positive | None = Field(
+        10, description="of what is added to the diagonal; null: the whole matrix is learned"
+    )
+    alpha: Rate = Field(3.0, description="factor of that product, divided by the rank")
+
+
 Labels = Annotated[
-    Annotated[Hard | Soft | Teacher, Field(discriminator="kind")],
+    Annotated[Hard | Soft | Teacher | Relation, Field(discriminator="kind")],
     of_family("labels", catalog.LABELS),
 ]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmdd import catalog
 from mmdd.errors import UserError
-from mmdd.labels import DerivedLabels, HardLabels, Labels, SoftLabels
+from mmdd.labels import DerivedLabels, HardLabels, Labels, RelationLabels, SoftLabels
 from mmdd.learner import Learner
 from mmdd.modality import DataInfo
 from mmdd.parts import Parts
@@ -251,12 +251,37 @@ def synthetic_set(
         values = start_items(parts, data, counts * kind.needs(example, **options))
         stream = generator(parts.recipe.run.seed, "representation")
         representation = kind.of_items(values, bounds=bounds, generator=stream, **options)
-    valued = has_values(parts.task)
-    labels = DerivedLabels() if valued else HardLabels(groups)
+    classes = "hard" in parts.task.label_kinds
+    labels = HardLabels(groups) if classes else DerivedLabels()
     made = assemble(parts, representation, labels, groups, learner)
-    if parts.recipe.synthetic.labels.kind != "hard" and not valued:
+    if parts.recipe.synthetic.labels.kind == "relation":
+        made.labels = first_relation(parts, made).to(parts.device)
+    elif parts.recipe.synthetic.labels.kind != "hard" and classes:
         made.labels = first_labels(parts, made, teacher).to(parts.device)
     return made
+
+
+def first_relation(parts: Parts, made: SyntheticSet) -> Labels:
+    """Similarities at their start, of which every stored item has a row and a column.
+
+    Raises `UserError` where a stored item is several, or where the rank is above their number.
+    """
+    options, count = parts.recipe.synthetic.labels, len(made)
+    if made.representation.expand > 1:
+        raise UserError(
+            "relation labels are between stored items, of which each is one pair",
+            got=f"representation {parts.recipe.synthetic.representation.kind}",
+            expected="representation direct",
+        )
+    if options.rank is not None and options.rank > count:
+        raise UserError(
+            "the rank of the similarities is above the number of pairs",
+            got=options.rank,
+            expected=f"at most {count}, or null for the whole matrix",
+            hint="Set synthetic.labels.rank.",
+        )
+    stream = generator(parts.recipe.run.seed, "relation")
+    return RelationLabels.start(count, options.rank, stream, alpha=options.alpha)
 
 
 def assemble(
@@ -331,11 +356,14 @@ def settled(parts: Parts, synthetic: SyntheticSet) -> SyntheticSet:
 
 
 def _restored_labels(parts: Parts, tensors: dict[str, Tensor]) -> Labels:
-    if has_values(parts.task):
-        return DerivedLabels()
+    options = parts.recipe.synthetic.labels.model_dump()
+    if options["kind"] == "relation":
+        own = {k.removeprefix("labels."): v for k, v in tensors.items() if k.startswith("labels.")}
+        return RelationLabels(own, alpha=options["alpha"])
     if "labels.targets" in tensors:
         return HardLabels(tensors["labels.targets"])
-    options = parts.recipe.synthetic.labels.model_dump()
+    if "hard" not in parts.task.label_kinds:
+        return DerivedLabels()
     return SoftLabels(
         tensors["labels.logits"],
         temperature=options["temperature"],

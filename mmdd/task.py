@@ -20,7 +20,8 @@ class Task(Protocol):
     coupled: True when the loss of an item depends on the other items of its batch (contrastive).
     label_kinds: kinds of synthetic labels that the loss can read: ``"hard"`` classes, ``"soft"``
         probabilities, ``"values"`` (numbers that belong to the items, kept by labels of kind hard
-        and learned by those of kind soft), ``"derived"`` by the representation alone.
+        and learned by those of kind soft), ``"derived"`` by the representation alone,
+        ``"relation"`` similarities of all pairs.
 
     A task with further metrics offers ``extras(outputs, targets) -> dict[str, float]``.
     """

@@ -100,7 +100,7 @@ def random_items(real: RealData, size: int, stream: torch.Generator) -> Batch:
     """`size` different real items of any class; a joint set as a whole."""
     if real.joint or len(real) <= size:
         return real.select(torch.arange(len(real)))
-    return real.select(torch.randperm(len(real), generator=stream)[:size])
+    return real.select(real.permutation(stream)[:size])
 
 
 def detached(synthetic: SyntheticSet) -> Batch:
