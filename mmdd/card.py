@@ -19,12 +19,24 @@ ROWS = {
     "random": "random real items",
     "herding": "herding",
     "k-center": "k-center",
+    "k-means": "k-means",
+    "aggregate": "aggregate",
+    "last-value": "last value",
+    "seasonal-naive": "seasonal naive",
     "full": "full data",
 }
 SHARES = ("accuracy", "recall", "f1", "auroc")
 """Metrics that lie in 0..1 and are written in percent."""
 
-CATEGORIES = {("images", "classification"): "image-classification"}
+CATEGORIES = {
+    ("images", "classification"): "image-classification",
+    ("text", "classification"): "text-classification",
+    ("audio", "classification"): "audio-classification",
+    ("video", "classification"): "video-classification",
+    ("graphs", "classification"): "graph-ml",
+    ("timeseries", "forecasting"): "time-series-forecasting",
+    ("pairs", "retrieval"): "text-retrieval",
+}
 """(modality, task) -> task category of the Hub."""
 
 
@@ -278,14 +290,15 @@ def _score(row: Any, metric: str) -> str:
     if not isinstance(row, Mapping) or not isinstance(row.get("mean"), (int, float)):
         return "-"
     spread, number = row.get("std"), row.get("n")
-    scale, digits = (100, 1) if _is_share(metric) else (1, 4)
+    scale, digits = (100, 1) if is_share(metric) else (1, 4)
     text = f"{scale * row['mean']:.{digits}f}"
     if isinstance(spread, (int, float)):
         text += f" ± {scale * spread:.{digits}f}"
     return text + (f" (n = {number})" if number else "")
 
 
-def _is_share(metric: str) -> bool:
+def is_share(metric: str) -> bool:
+    """True for a metric that lies in 0..1."""
     return any(word in metric.lower() for word in SHARES)
 
 
@@ -293,7 +306,7 @@ def _protocol(report: Mapping[str, Any], metric: str) -> str:
     protocol = _part(report, "protocol")
     optimiser = [str(protocol[k]) for k in ("optimiser", "lr") if k in protocol]
     better = {"max": "higher", "min": "lower"}.get(str(report.get("direction")))
-    unit = " in %" if _is_share(metric) else ""
+    unit = " in %" if is_share(metric) else ""
     details = [
         f"protocol `{protocol['name']}`" if protocol.get("name") else "",
         f"{protocol['epochs']:,} epochs" if isinstance(protocol.get("epochs"), int) else "",

@@ -41,7 +41,9 @@ MODALITIES = {
     ),
     "audio": Entry("mmdd.modalities.audio.modality:AUDIO", "clips: log-mel spectra or waveforms"),
     "video": Entry("mmdd.modalities.video.modality:VIDEO", "clips of a fixed number of frames"),
-    "pairs": Entry("mmdd.modalities.pairs.modality:PAIRS", "images with captions, or any two fields"),
+    "pairs": Entry(
+        "mmdd.modalities.pairs.modality:PAIRS", "images with captions, or any two fields"
+    ),
 }
 TASKS = {
     "classification": Entry(

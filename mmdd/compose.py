@@ -152,6 +152,13 @@ def _translated(method: dict[str, Any], others: Sequence[Layer]) -> dict[str, An
     The modality's own defaults then stand in their place.
     """
     modality = next((v["modality"] for _, v in reversed(others) if v.get("modality")), None)
+    own = method.get("modality", modality)
+    if own != modality and modality in catalog.MODALITIES:
+        raise UserError(
+            f"the method is for {own}",
+            got=f"data of modality {modality}",
+            hint=f"Choose another method (`mmdd list methods`), or data that are {own}.",
+        )
     if modality is None or modality not in catalog.MODALITIES or "modality" in method:
         return method
     known = catalog.options(modality)
@@ -162,6 +169,10 @@ def _translated(method: dict[str, Any], others: Sequence[Layer]) -> dict[str, An
     kind = augment.get("kind") if isinstance(augment, dict) else augment
     if kind not in known.AUGMENTATIONS:
         method.pop("augment", None)
+    judging = method.get("evaluate", {}).get("augment")
+    kind = judging.get("kind") if isinstance(judging, dict) else judging
+    if kind is not None and kind not in known.AUGMENTATIONS:
+        method["evaluate"] = {k: v for k, v in method["evaluate"].items() if k != "augment"}
     return method
 
 

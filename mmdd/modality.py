@@ -108,7 +108,8 @@ class Modality(Protocol):
 
     A modality whose nets are not worth compiling sets ``eager = True``. One that opens its data
     for tasks whose targets are values has a field ``task`` in its data options, which the recipe's
-    task fills in, and offers ``blank_targets(info)``: the targets of one blank item [1, ...].
+    task fills in, and offers ``blank_targets(info)``: the targets of one blank item [1, ...]. One
+    that knows forecasts without training offers ``naive(test, info)``: scores by row and metric.
     """
 
     name: str

@@ -99,7 +99,20 @@ class Judge:
             full = self._full(encoder, count)
             if full is not None:
                 found["full"] = full
+            found |= self._naive()
         return found
+
+    def _naive(self) -> dict[str, Row]:
+        """Scores of what needs no training, where the modality knows such."""
+        naive, test = getattr(self.parts.modality, "naive", None), self.splits.test
+        if naive is None or test is None:
+            return {}
+        rows: dict[str, Row] = {}
+        for name, scores in naive(test, self.parts.info).items():
+            value = scores.pop(self.parts.task.metric)
+            rows[name] = Scores((value,)).as_dict() | {"labels": "none"}
+            rows[name]["extras"] = {k: Scores((v,)).as_dict() for k, v in scores.items()}
+        return rows
 
     def _trainer(self, learner: Learner, protocol: Protocol, **more: Any) -> Trainer:
         validation = self.splits.validation

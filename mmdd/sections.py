@@ -261,7 +261,8 @@ class Leaf(Section):
 
 def _taken_apart(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of a leaf, and those of leaves below it by dotted name: ``inputs: {x: {lr: 1}}``."""
-    own, below = {}, {}
+    own: dict[str, Any] = {}
+    below: dict[str, Any] = {}
     for key, value in options.items():
         if key in Leaf.model_fields or not isinstance(value, dict):
             own[key] = value

@@ -10,15 +10,18 @@ from rich.console import Console
 from rich.table import Table
 
 from mmdd import catalog
+from mmdd.card import ROWS, is_share
 from mmdd.compose import methods, read_yaml, recipes
 from mmdd.recipe import PROTOCOLS
 
-ROWS = ("synthetic", "random", "herding", "k-center", "full")
 
-
-def percent(row: Mapping[str, Any] | None) -> str:
-    """``mean ± std`` in percent."""
-    return "-" if row is None else f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}"
+def spread(row: Mapping[str, Any] | None, metric: str) -> str:
+    """``mean ± std``, in percent for shares; one number alone has no spread."""
+    if row is None:
+        return "-"
+    scale, digits = (100, 1) if is_share(metric) else (1, 4)
+    told = f"{scale * row['mean']:.{digits}f}"
+    return told if row["n"] == 1 else f"{told} ± {scale * row['std']:.{digits}f}"
 
 
 def show_results(report: Mapping[str, Any], console: Console | None = None) -> None:
@@ -30,11 +33,14 @@ def show_results(report: Mapping[str, Any], console: Console | None = None) -> N
     table = Table()
     table.add_column("encoder")
     for row in rows:
-        table.add_column("full data" if row == "full" else row, justify="right")
+        table.add_column(ROWS[row] if row == "full" else row, justify="right")
     for encoder, found in report["results"].items():
-        table.add_row(encoder, *(percent(found.get(row)) for row in rows))
+        table.add_row(encoder, *(spread(found.get(row), report["metric"]) for row in rows))
+    unit = " in %" if is_share(report["metric"]) else ""
+    better = ", lower is better" if report["direction"] == "min" else ""
     console.print(
-        f"{report['metric']} in % on the real test split, mean ± std of {learners} learners"
+        f"{report['metric']}{unit} on the real test split{better},"
+        f" mean ± std of {learners} learners"
     )
     console.print(table)
     console.print(

@@ -389,7 +389,8 @@ def test_condtsf_takes_two_steps():
     assert len(made.synthetic) == 23
     assert made.recipe.modality == "timeseries"
     row = made.evaluate()["results"]["dlinear"]
-    assert set(row) == {"synthetic", "random", "herding", "aggregate"}
+    assert set(row) == {"synthetic", "random", "herding", "aggregate", "last-value"}
+    assert row["last-value"]["n"] == 1
 
 
 @pytest.mark.parametrize("leak", [False, True])

@@ -260,7 +260,10 @@ def trajectory(**sections):
             "memory=tesla is defined without momentum",
         ),
         ({"source": {"kind": "pool", "start": 4, "nets": 3}}, "start=4 is more than nets=3"),
-        ({"objective": "cross-entropy"}, "one of interpolated, pool, real-trained, experts, not fresh"),
+        (
+            {"objective": "cross-entropy"},
+            "one of interpolated, pool, real-trained, experts, not fresh",
+        ),
         (
             {"objective": ["distribution", "cross-entropy"], "source": "synthetic-trained"},
             "needs a source that has one",
@@ -713,3 +716,14 @@ def test_options_of_a_leaf_below_may_be_nested_and_override_those_that_are_dotte
     assert deep.optimise.by_leaf()["inputs.a.b"].lr == 5.0
     with pytest.raises(UserError, match="unknown key"):
         compose(method="dm", options={"optimise.inputs.x.speed": 1})
+
+
+def test_a_method_of_one_modality_refuses_data_of_another():
+    with pytest.raises(UserError, match="the method is for graphs"):
+        compose(method="gcond", options={"modality": "images"})
+
+
+def test_a_method_loses_what_another_modality_does_not_know():
+    made = compose(method="dance", options={"modality": "audio"})
+    assert made.evaluate.augment is None
+    assert made.augment.kind in ("none", "siamese")

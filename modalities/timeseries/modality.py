@@ -15,6 +15,8 @@ from mmdd.modalities.timeseries.base import Spec
 from mmdd.modalities.timeseries.data import open_series
 from mmdd.modalities.timeseries.encoders import build
 from mmdd.modality import DataInfo, Mixer, Splits
+from mmdd.real import RealData
+from mmdd.tasks.forecasting import naive_scores
 from mmdd.trees import Tree
 
 
@@ -75,6 +77,12 @@ class TimeSeries:
         if facts["masked"]:
             return {"values": low}, {"values": high}
         return low, high
+
+    def naive(self, test: RealData, info: DataInfo) -> dict[str, dict[str, float]]:
+        """Scores of forecasts that need no training; none for other tasks."""
+        if info.task != "forecasting":
+            return {}
+        return naive_scores(test, info.normalisation["season"])
 
     def to_columns(
         self, inputs: Tree, targets: Tensor, info: DataInfo

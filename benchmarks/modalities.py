@@ -1,0 +1,146 @@
+"""Accuracy on text, audio, time series and video: ``python benchmarks/modalities.py --minutes 60``.
+
+Every row of `PLAN` is one distillation by a shipped method with a few options, scored on the test
+split by fresh learners beside random, herding and full data under the same training recipe. Rows
+that ``results/modalities.csv`` holds are skipped; none is begun once the minutes are spent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from common import DATA, append, is_done, machine
+
+import mmdd
+from mmdd.progress import PlainProgress
+
+TABLE = "modalities"
+Options = dict[str, Any]
+ROWS = (
+    "synthetic",
+    "random",
+    "herding",
+    "k-center",
+    "aggregate",
+    "full",
+    "last-value",
+    "seasonal-naive",
+)
+
+
+def row(data: str, budget: int, method: str, **options: Any) -> dict[str, Any]:
+    """One line of the plan; the budget is per class, or in time steps for a forecast."""
+    given = {key.replace("__", "."): value for key, value in options.items()}
+    return {"data": data, "budget": budget, "method": method, "options": given}
+
+
+AUDIO: Options = {
+    "learner__width": 32,
+    "real__per_group": 48,
+    "experts__count": 2,
+    "experts__epoch_steps": 150,
+    "evaluate__protocol": "quick",
+}
+SERIES: Options = {"learner__width": 32, "evaluate__protocol": "quick"}
+VECTORS: Options = {
+    "learner__encoder": "linear",
+    "evaluate__protocol": "quick",
+    "optimise__steps": 300,
+    "evaluate__baselines": ["random", "herding", "k-center"],
+}
+PLAN = [
+    *(row("audio/fsdd", n, "dance", optimise__steps=150, **AUDIO) for n in (1, 10)),
+    *(row("text/sst2_minilm", n, "dm", **VECTORS) for n in (1, 5, 10, 20)),
+    *(row("text/banking77_minilm", n, "dm", **VECTORS) for n in (1, 5)),
+    row(
+        "text/sst2",
+        10,
+        "dm",
+        learner__encoder="textcnn",
+        optimise__steps=300,
+        evaluate__protocol="quick",
+    ),
+    *(
+        row("timeseries/ucihar_subset", n, "dance", optimise__steps=200, **SERIES)
+        for n in (1, 5, 10)
+    ),
+    *(row("timeseries/gunpoint", n, "dm", optimise__steps=200, **SERIES) for n in (1, 5)),
+    *(row("timeseries/synthetic_control", n, "dm", optimise__steps=200, **SERIES) for n in (1, 5)),
+    row("timeseries/etth1", 384, "condtsf", data__borders=[8640, 2880, 2880], data__season=24),
+    *(
+        row(
+            "video/grid_digit",
+            n,
+            "dance",
+            optimise__steps=100,
+            real__per_group=32,
+            experts__count=2,
+            experts__epoch_steps=100,
+            evaluate__protocol="quick",
+        )
+        for n in (1, 10)
+    ),
+]
+"""No option was chosen on a test split."""
+
+
+def measure(line: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Distil and score one line."""
+    forecast = line["method"] == "condtsf"
+    done = mmdd.distill(
+        str(DATA / line["data"]),
+        method=line["method"],
+        **{"items" if forecast else "per_class": line["budget"]},
+        seed=args.seed,
+        device=args.device,
+        options={"evaluate.learners": args.learners, **line["options"]},
+        progress=PlainProgress(60),
+    )
+    report = done.evaluate(progress=PlainProgress(60))
+    scale = 1 if forecast else 100
+    found = next(iter(report["results"].values()))
+    scores = {
+        f"{name}_{part}": round(scale * found[name][part], 4 if forecast else 2)
+        for name in ROWS
+        if name in found
+        for part in ("mean", "std")
+    }
+    return {
+        "metric": report["metric"],
+        **scores,
+        "learners": args.learners,
+        "steps": done.run["steps"],
+        "seconds": round(done.run["seconds"]),
+        "peak_memory_mb": round(report["peak_memory_mb"]),
+        "bytes": report["budget"]["bytes"],
+        "protocol": f"{report['protocol']['name']} {report['protocol']['epochs']} epochs",
+        "encoder": next(iter(report["results"])),
+        "options": " ".join(f"{key}={value}" for key, value in line["options"].items()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--learners", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--only", default="", help="part of a line's data")
+    args = parser.parse_args()
+    facts = machine()  # now: the checkout may move on while this runs
+    deadline = time.monotonic() + 60 * args.minutes
+    for line in PLAN:
+        key = {k: line[k] for k in ("data", "budget", "method")} | {"seed": args.seed}
+        if args.only not in line["data"] or is_done(TABLE, key):
+            continue
+        if time.monotonic() > deadline:
+            print(f"out of time before {key}")
+            break
+        append(TABLE, {**key, **measure(line, args), **facts})
+        print(f"done: {key}")
+
+
+if __name__ == "__main__":
+    main()
