@@ -69,8 +69,8 @@ class StreamedData(RealData):
         super().__init__(targets, groups, num_groups, device)
         self.pool = reader if isinstance(reader, WorkerPool) else WorkerPool(reader, workers)
         self.prepare = prepare
-        self.rows = torch.arange(len(self)) if rows is None else rows.cpu().to(torch.int64)
-        assert self.rows.shape == self.groups.shape, "one row for every item"
+        self._rows = torch.arange(len(self)) if rows is None else rows.cpu().to(torch.int64)
+        assert self._rows.shape == self.groups.shape, "one row for every item"
 
     def read(self, index: Tensor) -> Tree:
         """Read and prepare the items `index` [n]; all workers share the n items."""
@@ -86,7 +86,7 @@ class StreamedData(RealData):
             self.num_groups,
             prepare=self.prepare,
             device=self.device,
-            rows=self.rows[index],
+            rows=self._rows[index],
         )
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
@@ -112,7 +112,7 @@ class StreamedData(RealData):
         self.pool.close()
 
     def _rows_of(self, index: Tensor) -> list[int]:
-        rows: list[int] = self.rows[index.cpu()].tolist()
+        rows: list[int] = self._rows[index.cpu()].tolist()
         return rows
 
     def _finish(self, work: Work) -> Tree:
@@ -127,12 +127,12 @@ class Work:
     """One read under way: its chunks in order, or the rows when it is done in this process."""
 
     def __init__(self, pool: WorkerPool, rows: list[int], chunks: list[Future[bytes]]) -> None:
-        self.pool, self.rows, self.chunks = pool, rows, chunks
+        self.pool, self._rows, self.chunks = pool, rows, chunks
 
     def result(self) -> Tree:
         """Wait for the read and return its tree of CPU tensors [n, ...]."""
         if not self.chunks:
-            return self.pool.reader(self.rows)
+            return self.pool.reader(self._rows)
         try:
             return tree_cat([pickle.loads(chunk.result()) for chunk in self.chunks])
         except BrokenProcessPool as error:

@@ -136,7 +136,7 @@ def test_rows_and_subset(data):
     assert torch.equal(turned.read(chosen)["pixels"], data.read(N - 1 - chosen)["pixels"])
     part = turned.subset(chosen).subset(torch.tensor([2, 0]))
     assert part.pool is data.pool
-    assert torch.equal(part.rows, torch.tensor([N - 21, N - 1]))
+    assert torch.equal(part._rows, torch.tensor([N - 21, N - 1]))
     assert_same(part.select(torch.tensor([0, 1])), turned.select(torch.tensor([20, 0])))
 
 

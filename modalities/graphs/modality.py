@@ -41,7 +41,9 @@ class Graphs:
         name = chosen.pop("encoder")
         if name not in ENCODERS:
             raise unknown_name("encoder", name, ENCODERS)
-        return ENCODERS[name](info.shape[0], info.classes, level_of(info), **chosen)
+        build: Any = ENCODERS[name]
+        made: nn.Module = build(info.shape[0], info.classes, level_of(info), **chosen)
+        return made
 
     def example(self, info: DataInfo) -> dict[str, Tensor]:
         """One blank node, or one blank graph of the mean size."""
