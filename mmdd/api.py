@@ -19,6 +19,7 @@ from mmdd.progress import Progress
 from mmdd.recipe import Recipe, validate
 from mmdd.recording import Stopped
 from mmdd.results import Judge, Table, detached
+from mmdd.rng import generator
 from mmdd.run import CHECKPOINT, RECIPE, Interrupted, Run, begin, stop_on_signal
 from mmdd.synthetic import SyntheticSet
 from mmdd.trees import Tree, tree_leaves, tree_take
@@ -135,6 +136,7 @@ class Distilled:
         """Write the artifact: exact tensors, parquet, card, picture, manifest."""
         batch = detached(self.synthetic).to("cpu")
         modality, info = self.parts.modality, self.info
+        beside = {"real": self._some_real()} if getattr(modality, "shows_real", False) else {}
         artifact.save(
             Path(folder),
             tensors={k: v.cpu() for k, v in self.synthetic.state_dict().items()},
@@ -148,10 +150,20 @@ class Distilled:
             },
             info_tensors=info.tensors,
             columns=modality.to_columns(batch.inputs, batch.targets, info),
-            picture=lambda path: modality.picture(batch.inputs, batch.targets, info, path),
+            picture=lambda path: modality.picture(
+                batch.inputs, batch.targets, info, path, **beside
+            ),
         )
         self.folder = Path(folder)
         return self.folder
+
+    def _some_real(self, per_group: int = 50) -> tuple[Tree, Tensor] | None:
+        """Inputs and groups of some training items, where the data are open."""
+        if self._splits is None:
+            return None
+        train = self._splits.train
+        index = train.draw_index(per_group, generator(self.recipe.run.seed, "picture"))
+        return train.items(index), train.groups[index]
 
     def to_dataset(self) -> Any:
         """Return the set as a ``datasets.DatasetDict`` with one split ``train``."""

@@ -110,7 +110,7 @@ class RelationLabels(Labels):
 
     def similarity(self, index: Tensor | None = None) -> Tensor:
         """[m, m] similarities of the stored items `index` [m] (all of them if None)."""
-        own = dict(self.named_parameters())
+        own: dict[str, Tensor] = dict(self.named_parameters())
         if "matrix" in own:
             return own["matrix"] if index is None else own["matrix"][index[:, None], index]
         if index is not None:

@@ -110,6 +110,7 @@ class Modality(Protocol):
     for tasks whose targets are values has a field ``task`` in its data options, which the recipe's
     task fills in, and offers ``blank_targets(info)``: the targets of one blank item [1, ...]. One
     that knows forecasts without training offers ``naive(test, info)``: scores by row and metric.
+    One with ``shows_real = True`` takes real items, ``real=(inputs, groups)``, into its picture.
     """
 
     name: str

@@ -17,6 +17,7 @@ from mmdd.real import RealData
 from mmdd.recipe import Recipe
 from mmdd.representations import Representation
 from mmdd.rng import generator
+from mmdd.sections import Relation
 from mmdd.selection import select
 from mmdd.synthetic import StepSize, SyntheticSet
 from mmdd.teacher import Teacher, class_logits, per_stored_item
@@ -41,6 +42,8 @@ def budget(recipe: Recipe, sizes: Tensor, info: DataInfo) -> Tensor:
     else:
         whole = total if wanted.fraction_of == "train" else items_in_all(info, total)
         items = wanted.items or max(1, round((wanted.fraction or 0) * whole))
+        if items > total:
+            raise _too_many(items, total, info)
         if wanted.balance == "uniform":
             counts = share_out(items, sizes, present.long() * total)
         else:
@@ -56,14 +59,21 @@ def budget(recipe: Recipe, sizes: Tensor, info: DataInfo) -> Tensor:
             hint="Lower --per-class, or give --items, which is shared out by class size.",
         )
     # a few labelled nodes stand in a large graph: as many synthetic ones are still far smaller
-    most = total if items_in_all(info, total) > total else total - 1
-    if int(counts.sum()) > most:
-        raise UserError(
-            "the synthetic set would not be smaller than the training set",
-            got=int(counts.sum()),
-            expected=f"at most {most} items",
-        )
+    if int(counts.sum()) > _most(total, info):
+        raise _too_many(int(counts.sum()), total, info)
     return counts
+
+
+def _most(total: int, info: DataInfo) -> int:
+    return total if items_in_all(info, total) > total else total - 1
+
+
+def _too_many(items: int, total: int, info: DataInfo) -> UserError:
+    return UserError(
+        "the synthetic set would not be smaller than the training set",
+        got=items,
+        expected=f"at most {_most(total, info)} items",
+    )
 
 
 def steps_of_series(recipe: Recipe, info: DataInfo) -> Tensor:
@@ -267,6 +277,7 @@ def first_relation(parts: Parts, made: SyntheticSet) -> Labels:
     Raises `UserError` where a stored item is several, or where the rank is above their number.
     """
     options, count = parts.recipe.synthetic.labels, len(made)
+    assert isinstance(options, Relation)
     if made.representation.expand > 1:
         raise UserError(
             "relation labels are between stored items, of which each is one pair",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -14,14 +15,17 @@ from mmdd.card import ROWS, is_share
 from mmdd.compose import methods, read_yaml, recipes
 from mmdd.recipe import PROTOCOLS
 
+MANY = 5
+"""Rows beyond which a table is set tighter, to fit into 80 columns."""
 
-def spread(row: Mapping[str, Any] | None, metric: str) -> str:
+
+def spread(row: Mapping[str, Any] | None, metric: str, between: str = " ± ") -> str:
     """``mean ± std``, in percent for shares; one number alone has no spread."""
     if row is None:
         return "-"
     scale, digits = (100, 1) if is_share(metric) else (1, 4)
     told = f"{scale * row['mean']:.{digits}f}"
-    return told if row["n"] == 1 else f"{told} ± {scale * row['std']:.{digits}f}"
+    return told if row["n"] == 1 else f"{told}{between}{scale * row['std']:.{digits}f}"
 
 
 def show_results(report: Mapping[str, Any], console: Console | None = None) -> None:
@@ -30,12 +34,15 @@ def show_results(report: Mapping[str, Any], console: Console | None = None) -> N
     rows = [row for row in ROWS if any(row in found for found in report["results"].values())]
     protocol, budget = report["protocol"], report["budget"]
     learners = "/".join({str(found["synthetic"]["n"]) for found in report["results"].values()})
-    table = Table()
-    table.add_column("encoder")
+    tight = len(rows) > MANY
+    table = Table(box=box.SIMPLE_HEAD if tight else box.HEAVY_HEAD)
+    table.add_column("encoder", no_wrap=True)
     for row in rows:
-        table.add_column(ROWS[row] if row == "full" else row, justify="right")
+        name = ROWS[row] if row == "full" else row
+        table.add_column(name, justify="right", no_wrap=not tight)
+    between = "±" if tight else " ± "
     for encoder, found in report["results"].items():
-        table.add_row(encoder, *(spread(found.get(row), report["metric"]) for row in rows))
+        table.add_row(encoder, *(spread(found.get(row), report["metric"], between) for row in rows))
     unit = " in %" if is_share(report["metric"]) else ""
     better = ", lower is better" if report["direction"] == "min" else ""
     console.print(

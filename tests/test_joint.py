@@ -160,3 +160,9 @@ def test_adam_is_pytorchs():
         plain.step()
     for name, value in student.params.items():
         torch.testing.assert_close(value, leaves[name].detach(), rtol=0, atol=0)
+
+
+def test_more_items_than_there_are_labelled_ones_are_refused_not_cut():
+    with pytest.raises(UserError, match=r"smaller than the training set.*61.*at most 60"):
+        budget(recipe(items=61), torch.tensor([20, 20, 20]), INFO)
+    assert int(budget(recipe(items=60), torch.tensor([20, 20, 20]), INFO).sum()) == 60

@@ -27,6 +27,7 @@ class Graphs:
 
     name = "graphs"
     eager = True
+    shows_real = True
 
     def __init__(self) -> None:
         self.mixers: Mapping[str, Mixer] = {}
@@ -75,10 +76,18 @@ class Graphs:
         return export.to_columns(inputs, targets, info)
 
     def picture(
-        self, inputs: dict[str, Tensor], targets: Tensor, info: DataInfo, path: Path
+        self,
+        inputs: dict[str, Tensor],
+        targets: Tensor,
+        info: DataInfo,
+        path: Path,
+        real: tuple[dict[str, Tensor], Tensor] | None = None,
     ) -> None:
-        """The condensed graph, and its nodes in the plane of their features."""
-        show.picture(inputs, targets, info, path)
+        """The condensed graph, and its nodes among real ones in the plane of their features."""
+        beside = None
+        if real is not None and level_of(info) == "node":
+            beside = (real[0]["x"].cpu(), real[1].cpu())
+        show.picture(inputs, targets, info, path, real=beside)
 
     def to_pyg(self, inputs: dict[str, Tensor], targets: Tensor) -> Any:
         """A ``torch_geometric.data.Data``, or a list of them."""
