@@ -72,7 +72,7 @@ def graphs() -> str:
     for row in rows:
         scores = " | ".join(cell(row, name) for name in names)
         data = row["data"].rpartition("/")[2] + (f" ({row['label']})" if row["label"] else "")
-        made = f"{float(row['mean']):.1f} ± {float(row['std']):.1f}"  # noqa: RUF001
+        made = f"{float(row['mean']):.1f} ± {float(row['std']):.1f}"
         time = f"{float(row['condense_seconds']):.0f} s"
         lines.append(
             f"| {data} | {row['items']} | `{row['method']}` | {made} | {scores} | {time} |"
