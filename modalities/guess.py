@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from mmdd.modalities.pairs.options import CAPTION_NAMES
 from mmdd.modalities.tables.columns import is_file, is_text
 from mmdd.modalities.tables.labels import looks_like_label
 from mmdd.modalities.text.columns import PAIRED, TEXT_NAMES
@@ -23,6 +24,7 @@ MEDIA = {
     "video": (".mp4", ".avi", ".mkv", ".mov", ".webm"),
 }
 TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 MOST_FILES = 500  # files of a folder that are looked at
 
 
@@ -34,6 +36,8 @@ def modality_of(source: Any) -> str | None:
     if isinstance(source, (str, os.PathLike)):
         return _of_path(Path(source).expanduser())
     if isinstance(source, Mapping):
+        if {"image", "text"} <= source.keys():
+            return "pairs"
         return modality_of(next(iter(source.values()), None))
     if isinstance(source, datasets.Dataset):
         return of_features(source.features)
@@ -52,6 +56,8 @@ def _holds_text(source: Any) -> bool:
 
 def of_features(features: Mapping[str, Any]) -> str | None:
     """Name the modality of a table by its columns."""
+    if _holds_pairs(features):
+        return "pairs"
     kinds = {_kind(feature) for feature in features.values()}
     for kind in ("video", "images", "audio", "timeseries", "text"):
         if kind in kinds:
@@ -61,6 +67,23 @@ def of_features(features: Mapping[str, Any]) -> str | None:
     named = any(name in TEXT_NAMES for name in lowered)
     paired = any(set(pair) <= set(lowered) for pair in PAIRED)
     return "text" if named or paired or len(strings) == 1 else None
+
+
+def _holds_pairs(features: Mapping[str, Any]) -> bool:
+    """True for images, or vectors of images, with captions and without labels."""
+    if any(looks_like_label(name, feature) for name, feature in features.items()):
+        return False
+    vectors = [n.lower() for n, f in features.items() if _kind(f) == "text"]
+    if any("image" in name for name in vectors):
+        return any(word in name for name in vectors for word in ("text", "caption"))
+    if not any(_kind(f) == "images" or is_file(f) for f in features.values()):
+        return False
+    return any(
+        # a lone "text" beside images may be their class
+        (is_text(f) and "caption" in name.lower())
+        or (isinstance(f, (datasets.List, datasets.LargeList)) and is_text(f.feature))
+        for name, f in features.items()
+    )
 
 
 def _kind(feature: Any) -> str | None:
@@ -91,9 +114,21 @@ def _of_path(path: Path) -> str | None:
     counts = Counter(_medium(file) for file in files)
     counts.pop(None, None)
     if counts:
-        return counts.most_common(1)[0][0]
+        found = counts.most_common(1)[0][0]
+        beside = [file for file in files if file.name in METADATA]
+        return "pairs" if found == "images" and beside and _captions_in(beside[0]) else found
     tables = [file for file in files if file.suffix.lower() in TABLES and not _is_state(file)]
     return _of_file(tables[0]) if tables else None
+
+
+def _captions_in(metadata: Path) -> bool:
+    """True for a table beside images that gives each a caption and no label."""
+    try:
+        features, _ = _head(metadata)
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return False
+    named = any(is_text(f) and name.lower() in CAPTION_NAMES for name, f in features.items())
+    return named and not any(looks_like_label(name, f) for name, f in features.items())
 
 
 def _files(folder: Path) -> Iterator[Path]:
