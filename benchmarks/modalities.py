@@ -46,6 +46,9 @@ AUDIO: Options = {
 SERIES: Options = {"learner__width": 32, "evaluate__protocol": "quick"}
 VECTORS: Options = {
     "learner__encoder": "linear",
+    # features of a linear net are the vectors themselves: a rate above one per item overshoots
+    "optimise__inputs__lr": 0.2,
+    "optimise__inputs__by_items": True,
     "evaluate__protocol": "quick",
     "optimise__steps": 300,
     "evaluate__baselines": ["random", "herding", "k-center"],
