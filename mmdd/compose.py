@@ -49,7 +49,13 @@ def shipped() -> dict[str, Path]:
 def methods() -> dict[str, Path]:
     """Methods by name: recipes without data."""
     prefix = "methods/"
-    return {k.removeprefix(prefix): v for k, v in shipped().items() if k.startswith(prefix)}
+    found = {k.removeprefix(prefix): v for k, v in shipped().items() if k.startswith(prefix)}
+    return {name: path for name, path in found.items() if "/" not in name}
+
+
+def variant(method: str, modality: str) -> Path | None:
+    """What a method does otherwise in a modality: ``methods/<modality>/<method>.yaml``."""
+    return shipped().get(f"methods/{modality}/{method}")
 
 
 def recipes() -> dict[str, Path]:
@@ -135,7 +141,11 @@ def compose(
     layers.insert(0, (f"method {name}", read_yaml(methods()[name])))
     layers.append(("command line", nested(given)))
     layers.append(("override", nested(dict(options or {}))))
-    layers[0] = (layers[0][0], _translated(layers[0][1], layers[1:]))
+    modality = next((v["modality"] for _, v in reversed(layers) if v.get("modality")), None)
+    layers[0] = (layers[0][0], _translated(layers[0][1], modality))
+    other = variant(name, str(modality))
+    if other is not None:
+        layers.insert(1, (f"method {name} on {modality}", read_yaml(other)))
     values: dict[str, Any] = {}
     for origin, layer in layers:
         try:
@@ -146,12 +156,11 @@ def compose(
     return validate(values, lambda key: _origin(layers, key))
 
 
-def _translated(method: dict[str, Any], others: Sequence[Layer]) -> dict[str, Any]:
+def _translated(method: dict[str, Any], modality: str | None) -> dict[str, Any]:
     """A method without the net and augmentation of another modality than the one asked for.
 
     The modality's own defaults then stand in their place.
     """
-    modality = next((v["modality"] for _, v in reversed(others) if v.get("modality")), None)
     own = method.get("modality", modality)
     if own != modality and modality in catalog.MODALITIES:
         raise UserError(

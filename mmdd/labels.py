@@ -76,7 +76,7 @@ class DerivedLabels(Labels):
 
 
 class RelationLabels(Labels):
-    r"""Learned similarities of all pairs of stored items (LoRS, Xu et al. 2024, eq. 8).
+    r"""Learned similarities of all pairs of stored items (LoRS, Xu et al. 2024).
 
     Of rank r they are :math:`S = \mathrm{diag}(w) + \frac{\alpha}{r} L R^\top`, with M (2 r + 1)
     numbers, w = 1, L standard normal and R = 0 at the start; without a rank the whole matrix is

@@ -727,3 +727,13 @@ def test_a_method_loses_what_another_modality_does_not_know():
     made = compose(method="dance", options={"modality": "audio"})
     assert made.evaluate.augment is None
     assert made.augment.kind in ("none", "siamese")
+
+
+def test_a_method_has_other_rates_where_a_modality_says_so():
+    here, there = compose(method="dm"), compose(method="dm", options={"modality": "text"})
+    assert here.optimise.inputs.lr == 5.0
+    assert (there.optimise.inputs.lr, there.optimise.inputs.by_items) == (0.5, True)
+    assert there.optimise.inputs.momentum == here.optimise.inputs.momentum
+    said = {"modality": "text", "optimise.inputs.lr": 2.0}
+    assert compose(method="dm", options=said).optimise.inputs.lr == 2.0
+    assert all("/" not in name for name in methods())
