@@ -23,7 +23,7 @@ from mmdd.errors import UserError
 from mmdd.modalities.graphs.attention import attend
 from mmdd.modalities.graphs.nets import GraphEncoder, Level, require_sizes
 from mmdd.modalities.graphs.pooling import Pool
-from mmdd.modalities.graphs.propagate import Neighbours, in_cheaper_order
+from mmdd.modalities.graphs.propagate import Neighbours, in_cheaper_order, mapped
 
 
 class ConvolutionNet(GraphEncoder):
@@ -103,7 +103,8 @@ class GCN(ConvolutionNet):
     def convolved(self, layer: GCNConv, x: Tensor, edges: Neighbours) -> Tensor:
         """Projects before it propagates, unless that makes the states larger."""
         smaller = layer.out_channels < layer.in_channels
-        return in_cheaper_order(edges.add, layer.lin, x, smaller=smaller) + layer.bias
+        project = partial(mapped, layer.lin)
+        return in_cheaper_order(edges.add, project, x, smaller=smaller) + layer.bias
 
 
 class SAGE(ConvolutionNet):
@@ -127,7 +128,7 @@ class SAGE(ConvolutionNet):
         # the bias is no part of the mean: it stays where there are no neighbours
         project = partial(F.linear, weight=layer.lin_l.weight)
         mean = in_cheaper_order(edges.add, project, x, smaller=smaller)
-        return mean + layer.lin_l.bias + layer.lin_r(x)
+        return mean + layer.lin_l.bias + mapped(layer.lin_r, x)
 
 
 class Cheby(ConvolutionNet):
@@ -270,7 +271,7 @@ class GAT(ConvolutionNet):
 
     def convolved(self, layer: GATConv, x: Tensor, edges: Neighbours) -> Tensor:
         """Heads side by side."""
-        h = layer.lin(x).unflatten(-1, (layer.heads, -1))
+        h = mapped(layer.lin, x).unflatten(-1, (layer.heads, -1))
         a, b = (h * layer.att_dst).sum(dim=-1), (h * layer.att_src).sum(dim=-1)
         found = attend(edges, h, a, b, layer.negative_slope, self.dropout)
         return found.flatten(-2) + layer.bias

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 Map = Callable[[Tensor], Tensor]
@@ -23,12 +23,13 @@ Map = Callable[[Tensor], Tensor]
 
 
 class Structure:
-    """Who sends to whom, target after target: the pattern of a square sparse matrix in rows (CSR).
+    """Who sends to whom, target after target: the pattern of a sparse matrix in rows (CSR).
 
     Parameters
     ----------
     source, target: [E] integers, sorted by target.
-    count: n.
+    count: n targets.
+    senders: columns of the matrix; n if not given.
 
     Attributes
     ----------
@@ -36,9 +37,11 @@ class Structure:
     source, target: [E] int32; copies, so that what they were made from can be forgotten.
     """
 
-    def __init__(self, source: Tensor, target: Tensor, count: int) -> None:
+    def __init__(
+        self, source: Tensor, target: Tensor, count: int, senders: int | None = None
+    ) -> None:
         assert bool((target[1:] >= target[:-1]).all()), "edges are sorted by target"
-        self.count = count
+        self.count, self.senders = count, count if senders is None else senders
         # int32 is what sparse kernels read: int64 is converted at every product.
         self.source, self.target = (ends.to(torch.int32, copy=True) for ends in (source, target))
         self.pointer = torch.zeros(count + 1, dtype=torch.int32, device=target.device)
@@ -48,7 +51,8 @@ class Structure:
     def reversed(self) -> tuple[Structure, Tensor]:
         """The pattern of the transposed matrix, and the order [E] in which it takes the values."""
         order = self.source.argsort(stable=True)
-        return Structure(self.target[order], self.source[order], self.count), order
+        ends = self.target[order], self.source[order]
+        return Structure(*ends, self.senders, self.count), order
 
 
 _STRUCTURES = WeakTensorKeyDictionary()
@@ -82,7 +86,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(structure: Structure, value: Tensor, h: Tensor) -> Tensor:
-        size = (structure.count, structure.count)
+        size = (structure.count, structure.senders)
         matrix = torch.sparse_csr_tensor(
             structure.pointer, structure.source, value, size, check_invariants=False
         )
@@ -129,6 +133,57 @@ def product(structure: Structure, value: Tensor, h: Tensor) -> Tensor:
     """[n, d] sums over edges of ``value[e] * h[source[e]]`` at their targets; `value` is [E]."""
     found: Tensor = _Product.apply(structure, value, h)
     return found
+
+
+# -- features that are mostly zero -----------------------------------------------------------------
+
+SPARSE_NUMBERS, SPARSE_SHARE = 2**20, 0.05
+"""Features of at least so many numbers, of which at most this share is not zero, are multiplied by
+weights as a sparse matrix: bags of words have one in a hundred."""
+
+_FEATURES = WeakTensorKeyDictionary()
+"""What is known of a feature matrix: seen once, too dense, or its pattern and values."""
+
+
+@torch.compiler.disable
+def sparse_features(x: Tensor) -> tuple[Structure, Tensor] | None:
+    """Pattern and values of features [n, d] that stay the same and are mostly zero; else None.
+
+    A matrix is looked at when it comes for the second time: what is made anew at every step is
+    not worth it.
+    """
+    if x.ndim != 2 or x.numel() < SPARSE_NUMBERS or x.requires_grad:
+        return None
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return None
+    found = _FEATURES.get(x)
+    if found is None or found[0] != x._version:
+        _FEATURES[x] = (x._version, "once")
+        return None
+    if found[1] == "once":
+        found = (x._version, _pattern(x))
+        _FEATURES[x] = found
+    kept: tuple[Structure, Tensor] | None = found[1]
+    return kept
+
+
+def _pattern(x: Tensor) -> tuple[Structure, Tensor] | None:
+    if int(torch.count_nonzero(x)) > SPARSE_SHARE * x.numel():
+        return None
+    rows, columns = x.nonzero(as_tuple=True)
+    return Structure(columns, rows, *x.shape), x[rows, columns]
+
+
+def mapped(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)`` of a linear layer, by a sparse product where the features allow it."""
+    found = sparse_features(x)
+    if found is None:
+        dense: Tensor = layer(x)
+        return dense
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    assert isinstance(weight, Tensor)
+    made = product(*found, weight.T)
+    return made if not isinstance(bias, Tensor) else made + bias
 
 
 # -- graphs ----------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Pairs: an image and its captions, or any two fields that belong together."""
