@@ -86,8 +86,9 @@ PLAN = [
         for n in (1, 10)
     ),
 ]
-"""Options were chosen from gradient sizes and training losses, but for those of `condtsf`, whose rates
-were found while test scores were in sight: choose them anew on validation before relying on its row."""
+"""Options were chosen from gradient sizes and training losses, but for those of `condtsf`, whose
+rates were found while test scores were in sight: choose them anew on validation before relying on
+its row."""
 
 
 def measure(line: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
