@@ -103,6 +103,7 @@ def test_product_without_edges():
 
 def test_structure_is_made_once_and_forgotten_with_its_tensor():
     edge_index, _ = sparse_of(weights())
+    gc.collect()  # what other tests left behind
     before = len(_STRUCTURES)
     first = structure_of(edge_index, NODES)
     assert structure_of(edge_index, NODES) is first
