@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,33 +15,42 @@ from mmdd.compose import methods, read_yaml, recipes
 from mmdd.recipe import PROTOCOLS
 
 MANY = 5
-"""Rows beyond which a table is set tighter, to fit into 80 columns."""
+"""Sets beyond which there is one line per set, not per encoder, so that it fits into 80 columns."""
 
 
-def spread(row: Mapping[str, Any] | None, metric: str, between: str = " ± ") -> str:
+def spread(row: Mapping[str, Any] | None, metric: str) -> str:
     """``mean ± std``, in percent for shares; one number alone has no spread."""
     if row is None:
         return "-"
     scale, digits = (100, 1) if is_share(metric) else (1, 4)
     told = f"{scale * row['mean']:.{digits}f}"
-    return told if row["n"] == 1 else f"{told}{between}{scale * row['std']:.{digits}f}"
+    return told if row["n"] == 1 else f"{told} ± {scale * row['std']:.{digits}f}"
 
 
 def show_results(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """One line per encoder: the set beside its baselines."""
+    """One line per encoder, the set beside its baselines; or one per set where these are many."""
     console = console or Console()
     rows = [row for row in ROWS if any(row in found for found in report["results"].values())]
     protocol, budget = report["protocol"], report["budget"]
     learners = "/".join({str(found["synthetic"]["n"]) for found in report["results"].values()})
-    tight = len(rows) > MANY
-    table = Table(box=box.SIMPLE_HEAD if tight else box.HEAVY_HEAD)
-    table.add_column("encoder", no_wrap=True)
-    for row in rows:
-        name = ROWS[row] if row == "full" else row
-        table.add_column(name, justify="right", no_wrap=not tight)
-    between = "±" if tight else " ± "
-    for encoder, found in report["results"].items():
-        table.add_row(encoder, *(spread(found.get(row), report["metric"], between) for row in rows))
+    names = [ROWS[row] if row == "full" else row for row in rows]
+    cells = [
+        [spread(found.get(row), report["metric"]) for row in rows]
+        for found in report["results"].values()
+    ]
+    table = Table()
+    if len(rows) > MANY:
+        table.add_column("trained on")
+        for encoder in report["results"]:
+            table.add_column(encoder, justify="right")
+        for name, *line in zip(names, *cells, strict=True):
+            table.add_row(name, *line)
+    else:
+        table.add_column("encoder")
+        for name in names:
+            table.add_column(name, justify="right")
+        for encoder, line in zip(report["results"], cells, strict=True):
+            table.add_row(encoder, *line)
     unit = " in %" if is_share(report["metric"]) else ""
     better = ", lower is better" if report["direction"] == "min" else ""
     console.print(

@@ -80,7 +80,8 @@ def _find_image(dataset: datasets.Dataset, given: str | None) -> str:
             raise ambiguous("image", found)
         if found:
             return found[0]
-    raise UserError("no column holds images", got=dataset.column_names, hint=choose_with("image"))
+    hint = f"{choose_with('image')}, or say what the data are, e.g. modality=timeseries"
+    raise UserError("no column holds images", got=dataset.column_names, hint=hint)
 
 
 def _image_kind(feature: Any) -> str | None:
