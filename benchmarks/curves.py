@@ -23,10 +23,11 @@ from torch import Tensor
 from mmdd import build, compose
 from mmdd import machine as mm
 from mmdd.batch import Batch
-from mmdd.evaluate import Scores, Trainer, score
+from mmdd.evaluate import Trainer, score
 from mmdd.optimise import schedule_factor
 from mmdd.progress import PlainProgress
 from mmdd.results import detached
+from mmdd.scores import Scores
 
 TABLE, WIDTH = "curves", 32
 PLAN = [

@@ -20,7 +20,8 @@ from common import alternate, append, machine, median
 from mmdd import build, compose
 from mmdd import machine as mm
 from mmdd.cohort import stack_size
-from mmdd.experts import Experts, Recording
+from mmdd.expert_options import Recording
+from mmdd.experts import Experts
 from mmdd.recording import record
 
 READS = 100

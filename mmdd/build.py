@@ -10,7 +10,8 @@ from torch import Tensor
 from mmdd import catalog
 from mmdd.cache import cache_folder
 from mmdd.distiller import Distiller
-from mmdd.experts import Experts, Recording, key
+from mmdd.expert_options import Recording, key
+from mmdd.experts import Experts
 from mmdd.modality import Splits
 from mmdd.optimise import OuterOptimiser
 from mmdd.parts import Parts, open_data, parts

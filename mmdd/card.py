@@ -10,24 +10,12 @@ from typing import Any
 
 import yaml
 
+from mmdd.scores import ROWS, is_share
+
 MARK = "dataset-distillation"
 """A tag of every card, by which a card of ours is told from somebody's README."""
 
 PARQUET_GLOB = "data/train-*.parquet"
-ROWS = {
-    "synthetic": "this set",
-    "random": "random real items",
-    "herding": "herding",
-    "k-center": "k-center",
-    "k-means": "k-means",
-    "aggregate": "aggregate",
-    "last-value": "last value",
-    "seasonal-naive": "seasonal naive",
-    "full": "full data",
-}
-SHARES = ("accuracy", "recall", "f1", "auroc")
-"""Metrics that lie in 0..1 and are written in percent."""
-
 CATEGORIES = {
     ("images", "classification"): "image-classification",
     ("text", "classification"): "text-classification",
@@ -295,11 +283,6 @@ def _score(row: Any, metric: str) -> str:
     if isinstance(spread, (int, float)):
         text += f" ± {scale * spread:.{digits}f}"
     return text + (f" (n = {number})" if number else "")
-
-
-def is_share(metric: str) -> bool:
-    """True for a metric that lies in 0..1."""
-    return any(word in metric.lower() for word in SHARES)
 
 
 def _protocol(report: Mapping[str, Any], metric: str) -> str:

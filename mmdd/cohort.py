@@ -19,7 +19,7 @@ from torch import Tensor
 from mmdd.batch import Batch
 from mmdd.errors import UserError
 from mmdd.evaluate import STACKED_ELEMENTS
-from mmdd.experts import Recording
+from mmdd.expert_options import Recording
 from mmdd.learner import Learner, Params
 from mmdd.machine import flops_per_item
 from mmdd.modality import Augmentation

@@ -375,28 +375,3 @@ def predictions(
     if not all(bool(torch.isfinite(leaf).all()) for leaf in tree_leaves(everything)):
         raise NonFiniteError("a trained learner gives non-finite outputs; lower evaluate.lr")
     return everything, tree_cat(targets)
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """Scores of several learners: mean, sample standard deviation (n - 1) and their number."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Their mean."""
-        return sum(self.values) / len(self.values)
-
-    @property
-    def std(self) -> float:
-        """Sample standard deviation; 0 for a single learner."""
-        if len(self.values) < 2:
-            return 0.0
-        mean = self.mean
-        return math.sqrt(sum((v - mean) ** 2 for v in self.values) / (len(self.values) - 1))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        values = list(self.values)
-        return {"mean": self.mean, "std": self.std, "n": len(values), "values": values}

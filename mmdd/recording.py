@@ -21,13 +21,13 @@ from torch import Tensor
 
 from mmdd.cohort import Cohort, Schedule, stack_size
 from mmdd.errors import NonFiniteError, UserError
+from mmdd.expert_options import Recording
 from mmdd.experts import (
     DTYPES,
     MANIFEST,
     Experts,
     Layout,
     Manifest,
-    Recording,
     check_shard,
     layout_of,
     shard_name,

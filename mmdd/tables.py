@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmdd import catalog
-from mmdd.card import ROWS, is_share
 from mmdd.compose import methods, read_yaml, recipes
 from mmdd.recipe import PROTOCOLS
+from mmdd.scores import ROWS, is_share
 
 MANY = 5
 """Sets beyond which there is one line per set, not per encoder, so that it fits into 80 columns."""

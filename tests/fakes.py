@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from mmdd import catalog
 from mmdd.batch import Batch
 from mmdd.distiller import Distiller
-from mmdd.experts import Experts, Recording
+from mmdd.expert_options import Recording
+from mmdd.experts import Experts
 from mmdd.labels import DerivedLabels, HardLabels
 from mmdd.learner import Learner, Params
 from mmdd.modality import Augmentation

@@ -21,7 +21,8 @@ from fakes import CASES, Case
 from mmdd import build, catalog, machine
 from mmdd.distiller import Distiller
 from mmdd.errors import UserError
-from mmdd.experts import Experts, Recording
+from mmdd.expert_options import Recording
+from mmdd.experts import Experts
 from mmdd.labels import Labels, SoftLabels
 from mmdd.modality import Splits
 from mmdd.parts import Parts
@@ -103,8 +104,7 @@ class Composition:
 
 
 PRODUCT = [
-    Composition(*names)
-    for names in itertools.product(OBJECTIVES, SOURCES, LABELS, REPRESENTATIONS)
+    Composition(*names) for names in itertools.product(OBJECTIVES, SOURCES, LABELS, REPRESENTATIONS)
 ]
 POSSIBLE = [composition for composition in PRODUCT if composition.cannot_be() is None]
 

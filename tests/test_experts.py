@@ -19,7 +19,8 @@ from mmdd import cohort, files, recording
 from mmdd.cohort import Cohort, Schedule, climb, flatten, stack_size
 from mmdd.errors import NonFiniteError, UserError
 from mmdd.evaluate import STACKED_ELEMENTS
-from mmdd.experts import MANIFEST, Experts, Recording, key
+from mmdd.expert_options import Recording, key
+from mmdd.experts import MANIFEST, Experts
 from mmdd.learner import Learner
 from mmdd.progress import Progress
 from mmdd.real import ResidentData

@@ -12,7 +12,7 @@ from torch import nn
 from mmdd.cohort import Schedule
 from mmdd.compose import compose
 from mmdd.errors import UserError
-from mmdd.experts import Recording
+from mmdd.expert_options import Recording
 from mmdd.modality import DataInfo
 from mmdd.optimise import OuterOptimiser
 from mmdd.real import JointData

@@ -15,7 +15,7 @@ import yaml
 from mmdd import build, catalog, method_sections, sections
 from mmdd.compose import compose, methods, read_yaml
 from mmdd.errors import NonFiniteError
-from mmdd.experts import Recording
+from mmdd.expert_options import Recording
 from mmdd.recipe import validate
 from mmdd.selection import RealSelector
 from mmdd.teacher import Teacher

@@ -1,0 +1,132 @@
+"""How experts are recorded, and the name under which equal ones are found again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from mmdd.errors import UserError
+
+FORMAT = 1
+"""Of a folder of experts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """How experts are trained and which of their snapshots are kept.
+
+    Attributes
+    ----------
+    count: experts. It does not change any expert: a larger count extends the folder.
+    epochs: snapshots are taken at the start and after every epoch.
+    epoch_steps: SGD steps of one epoch; None for one pass over the data, ``ceil(N / batch_size)``.
+    batch_size, lr, momentum, weight_decay: plain SGD at a constant rate.
+    augment: train under the recipe's augmentation.
+    sharpness: flat trajectories (FTD): adaptive GSAM with the radius `rho` and, times `alpha`, the
+        part of the old gradient orthogonal to the new one taken off; see `mmdd.cohort`.
+    keep: all snapshots, or only the first and the last (all that interpolated pairs need).
+    optimiser: ``sgd``, or ``adam``, for which `momentum` is not read.
+    curriculum: share of the training items, the easiest ones, that an expert begins with; it grows
+        evenly to all of them by epoch `curriculum_epochs` (GEOM). For data that know difficulty.
+
+    Raises `UserError` for a value that cannot be trained with.
+    """
+
+    count: int = 10
+    epochs: int = 20
+    epoch_steps: int | None = None
+    batch_size: int = 256
+    lr: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    augment: bool = True
+    sharpness: bool = False
+    rho: float = 0.01
+    alpha: float = 0.3
+    keep: Literal["epochs", "ends"] = "epochs"
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    curriculum: float | None = None
+    curriculum_epochs: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("count", "epochs", "batch_size", "epoch_steps"):
+            value = getattr(self, name)
+            no_steps = name == "epoch_steps" and value is None
+            if not no_steps and not (isinstance(value, int) and value >= 1):
+                raise _refused(name, value, "a whole number, at least 1")
+        for name in ("lr", "momentum", "weight_decay", "rho", "alpha"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise _refused(name, value, "a finite number, 0 or more")
+        if self.lr == 0:
+            raise _refused("lr", self.lr, "more than 0")
+        if self.momentum >= 1:
+            raise _refused("momentum", self.momentum, "less than 1")
+        if self.keep not in ("epochs", "ends"):
+            raise _refused("keep", self.keep, "'epochs' or 'ends'")
+        if self.optimiser not in ("sgd", "adam"):
+            raise _refused("optimiser", self.optimiser, "'sgd' or 'adam'")
+        if self.curriculum is not None and not 0 < self.curriculum <= 1:
+            raise _refused("curriculum", self.curriculum, "a share above 0")
+        if self.curriculum_epochs < 1:
+            raise _refused("curriculum_epochs", self.curriculum_epochs, "1 or more")
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Epochs whose snapshots are stored; 0 is the start."""
+        return (0, self.epochs) if self.keep == "ends" else tuple(range(self.epochs + 1))
+
+    def share(self, epoch: int) -> float:
+        """Share of the items, the easiest ones, that epoch number `epoch` trains on."""
+        if self.curriculum is None:
+            return 1.0
+        done = min(1.0, epoch / self.curriculum_epochs)
+        return self.curriculum + done * (1 - self.curriculum)
+
+    def of_one(self) -> dict[str, Any]:
+        """Everything that decides one expert: all but their number."""
+        values = dataclasses.asdict(self)
+        del values["count"]
+        # what came later is named where it is used: older recordings keep their names
+        for name, usual in (("optimiser", "sgd"), ("curriculum", None), ("curriculum_epochs", 1)):
+            if values[name] == usual:
+                del values[name]
+        return values
+
+
+def _refused(name: str, value: Any, expected: str) -> UserError:
+    return UserError(f"experts.{name} cannot be used", got=value, expected=expected)
+
+
+def key(
+    fingerprint: str,
+    encoder: str,
+    recording: Recording,
+    augment: Mapping[str, Any],
+    seed: int,
+    **more: Any,
+) -> str:
+    """Digest that names a folder of experts: equal keys mean equal experts, whatever their number.
+
+    Parameters
+    ----------
+    fingerprint: of the data.
+    encoder: text that tells the net and all its options.
+    augment: options of the augmentation.
+    more: whatever else decides a trajectory, as plain JSON values (task, precision, …).
+    """
+    told = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "encoder": encoder,
+        "recording": recording.of_one(),
+        "augment": dict(augment),
+        "seed": seed,
+        "more": more,
+    }
+    text = json.dumps(told, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
