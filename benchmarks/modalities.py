@@ -86,9 +86,9 @@ PLAN = [
         for n in (1, 10)
     ),
 ]
-"""Options were chosen from gradient sizes and training losses, but for those of `condtsf`, whose
-rates were found while test scores were in sight: choose them anew on validation before relying on
-its row."""
+"""Options come from single short runs whose test scores were seen, those of the vectors and of the
+ready-made rates excepted: nothing was searched, but choose them anew on validation before relying on
+these rows."""
 
 
 def measure(line: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
