@@ -87,8 +87,8 @@ PLAN = [
     ),
 ]
 """Options come from single short runs whose test scores were seen, those of the vectors and of the
-ready-made rates excepted: nothing was searched, but choose them anew on validation before relying on
-these rows."""
+ready-made rates excepted: nothing was searched, but choose them anew on validation before relying
+on these rows."""
 
 
 def measure(line: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
