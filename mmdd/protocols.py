@@ -72,22 +72,6 @@ PROTOCOLS: dict[str, Protocol] = {
         augment=False,
         full="doscond-full",
     ),
-    "doscond-full": Protocol(
-        name="doscond-full",
-        epochs=100,
-        batch_size=128,
-        optimiser="adam",
-        lr=0.001,
-        weight_decay=0.0,
-        selection="validation",
-        checks=50,
-        augment=False,
-        full="doscond-full",
-    ),
-    # Image-text pairs (Wu et al. 2024, MTT-VL): 100 epochs on the pairs.
-    "pairs": Protocol(
-        name="pairs", epochs=100, batch_size=128, lr=0.1, schedule="cosine", augment=False
-    ),
     "quick": Protocol(name="quick", epochs=200, lr=0.03, schedule="cosine"),
     # Fit for a full training set: few epochs, one cycle, the epoch that validation prefers.
     "full": Protocol(
@@ -100,6 +84,9 @@ PROTOCOLS: dict[str, Protocol] = {
         checks=12,
     ),
 }
+PROTOCOLS["doscond-full"] = PROTOCOLS["doscond"].model_copy(
+    update={"name": "doscond-full", "epochs": 100}
+)
 
 
 FULL_UPDATES = 800
