@@ -72,6 +72,10 @@ PROTOCOLS: dict[str, Protocol] = {
         augment=False,
         full="doscond-full",
     ),
+    # Image-text pairs (Wu et al. 2024, MTT-VL): 100 epochs on the pairs.
+    "pairs": Protocol(
+        name="pairs", epochs=100, batch_size=128, lr=0.1, schedule="cosine", augment=False
+    ),
     "quick": Protocol(name="quick", epochs=200, lr=0.03, schedule="cosine"),
     # Fit for a full training set: few epochs, one cycle, the epoch that validation prefers.
     "full": Protocol(
