@@ -70,6 +70,10 @@ OBJECTIVES = {
         "mmdd.objectives.gradient:GradientMatching",
         "gradients of the loss per group (DC, DSA, IDC)",
     ),
+    "penalty": Entry(
+        "mmdd.objectives.penalty:Penalty",
+        "what the representation holds against itself, e.g. edges beyond the start's (DosCond)",
+    ),
     "trajectory": Entry(
         "mmdd.objectives.trajectory:TrajectoryMatching",
         "where training on the set leads, against an expert (MTT, TESLA, DATM)",

@@ -186,11 +186,16 @@ class Gradient(Weighted):
     """Match the gradients of the loss (DC, DSA, IDC)."""
 
     kind: Literal["gradient"] = "gradient"
-    distance: Literal["layerwise-cosine", "cosine", "mse", "l1"] = "layerwise-cosine"
+    distance: Literal["layerwise-cosine", "cosine", "mse", "relative-mse", "l1"] = (
+        "layerwise-cosine"
+    )
     parameters: Literal["all", "weights", "convolutions", "head"] = Field(
         "all", description="which parameters' gradients are matched"
     )
     per_group: bool = Field(True, description="one gradient per group, or one of all items")
+    by_size: bool = Field(
+        False, description="weigh groups by their synthetic items, over the largest (GCond)"
+    )
 
 
 class Trajectory(Weighted):
@@ -220,8 +225,16 @@ class CrossEntropy(Weighted):
     by_accuracy: bool = Field(False, description="times the net's training accuracy (IDM)")
 
 
+class Penalty(Weighted):
+    """What the representation holds against itself, e.g. edges beyond those of the start."""
+
+    kind: Literal["penalty"] = "penalty"
+
+
 Term = Annotated[
-    Annotated[Distribution | Gradient | Trajectory | CrossEntropy, Field(discriminator="kind")],
+    Annotated[
+        Distribution | Gradient | Trajectory | CrossEntropy | Penalty, Field(discriminator="kind")
+    ],
     of_family("objective", catalog.OBJECTIVES),
 ]
 
@@ -240,7 +253,8 @@ def as_sum(value: Any) -> Any:
 
 Objective = Annotated[
     Annotated[
-        Distribution | Gradient | Trajectory | CrossEntropy | Sum, Field(discriminator="kind")
+        Distribution | Gradient | Trajectory | CrossEntropy | Penalty | Sum,
+        Field(discriminator="kind"),
     ],
     of_family(
         "objective", {**catalog.OBJECTIVES, "sum": catalog.Entry("mmdd.step:WeightedSum", "")}

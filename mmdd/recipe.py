@@ -99,7 +99,10 @@ class Recipe(Section):
             raise ValueError("objective trajectory needs synthetic.step_size, e.g. 0.01")
         if "trajectory" not in kinds and self.synthetic.step_size is not None:
             raise ValueError("synthetic.step_size is learned by objective trajectory alone")
-        if labels in ("soft", "relation") and kinds == {"distribution"}:
+        shape = self.synthetic.representation.kind
+        if "penalty" in kinds and shape != "bernoulli":
+            raise ValueError(f"objective penalty needs representation bernoulli, not {shape}")
+        if labels in ("soft", "relation") and kinds <= {"distribution", "penalty"}:
             raise ValueError(
                 f"{labels} labels: objective distribution reads no labels to learn them by"
             )

@@ -107,6 +107,10 @@ class Representation(nn.Module):
         """
         return None
 
+    def penalty(self) -> Tensor | None:
+        """Scalar that the objective ``penalty`` keeps small; None where there is no such thing."""
+        return None
+
     def constrain_(self) -> None:
         """Bring the leaves back into their valid range after a step."""
 

@@ -44,7 +44,9 @@ VARIANTS = {
         "cosine": {"distance": "cosine"},
         "mse": {"distance": "mse"},
         "l1": {"distance": "l1"},
+        "relative-mse": {"distance": "relative-mse"},
         "joint": {"per_group": False},
+        "by-size": {"by_size": True},
     },
     "trajectory": {
         "exact": {"steps": 3, "memory": "exact"},
@@ -55,6 +57,8 @@ VARIANTS = {
         "drawn": {"at": "drawn"},
         "trained": {"at": "trained"},
     },
+    # looks at a representation of graphs alone, where it is tested
+    "penalty": {},
 }
 OBJECTIVES = [
     pytest.param(kind, options, id=f"{kind}-{name}")
@@ -64,7 +68,7 @@ OBJECTIVES = [
 # Options of the value alone draw no numbers and keep no state: runs are repeated without them.
 PLAIN = {
     *("layers", "moments", "linear", "polynomial", "gaussian-layers", "covariance"),
-    *("cosine", "mse", "l1", "unrolled", "tesla", "trained"),
+    *("cosine", "mse", "relative-mse", "by-size", "l1", "unrolled", "tesla", "trained"),
 }
 RUNS = [param for param in OBJECTIVES if str(param.id).partition("-")[2] not in PLAIN]
 

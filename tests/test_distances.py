@@ -48,6 +48,8 @@ def plain(kind: str, real: dict, synthetic: dict) -> float:
     b = [x for name in real for x in synthetic[name].flatten().tolist()]
     if kind == "cosine":
         return one_minus_cosine(a, b)
+    if kind == "relative-mse":
+        return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / dot(a, a)
     power = {"mse": 2, "l1": 1}[kind]
     return sum(abs(x - y) ** power for x, y in zip(a, b, strict=True))
 

@@ -222,6 +222,8 @@ def plain_distance(kind: str, real: tuple[Tensor, ...], synthetic: tuple[Tensor,
     x, y = (torch.cat([g.flatten() for g in side]) for side in (real, synthetic))
     if kind == "cosine":
         return 1 - x @ y / (x.norm() * y.norm() + 1e-6)
+    if kind == "relative-mse":
+        return (x - y).square().sum() / x.square().sum()
     return (x - y).abs().sum() if kind == "l1" else (x - y).square().sum()
 
 
@@ -363,6 +365,19 @@ def test_passes_over_some_groups_add_up(name):
     ]
     added = {leaf: sum(part[1][leaf] for part in parts) for leaf in whole[1]}
     assert_same((sum(part[0] for part in parts), added), whole)
+
+
+@pytest.mark.parametrize("name", ["pictures", "joint"])
+def test_groups_count_by_their_share_of_the_synthetic_items(name):
+    case = ALL_CASES[name]()
+    step, objective = step_of(case), GradientMatching(by_size=True)
+    sizes = step.synthetic.groups.bincount()
+    assert len(set(sizes.tolist())) > 1
+    parts = [(int(n), step.of_groups(torch.tensor([g]))) for g, n in enumerate(sizes)]
+    losses = [GradientMatching()(part) * n / int(sizes.max()) for n, part in parts]
+    whole = by_leaf(step, objective(step))
+    assert_same(whole, by_leaf(step, torch.stack(losses).sum()))
+    assert_same(by_leaf(step, sum(objective(part) for _, part in parts)), whole)
 
 
 @pytest.mark.parametrize("kept", [[0, 2], [1]])

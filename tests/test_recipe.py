@@ -150,7 +150,7 @@ def test_keys_that_are_no_words_are_refused(write, text):
             {"objective": {"kind": "gradient", "distance": "l3"}},
             "objective.distance",
             "'l3'",
-            "'layerwise-cosine', 'cosine', 'mse' or 'l1'",
+            "'layerwise-cosine', 'cosine', 'mse', 'relative-mse' or 'l1'",
         ),
         (
             {"objective": ["distribution", {"kind": "gradient", "distance": "l3"}]},

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmdd.learner import Params
 
-Distance = Literal["layerwise-cosine", "cosine", "mse", "l1"]
+Distance = Literal["layerwise-cosine", "cosine", "mse", "relative-mse", "l1"]
 
 EPS = 1e-6
 """Added to the product of two lengths, as in the code of Zhao et al. 2021."""
@@ -47,6 +47,12 @@ def squared(real: Params, synthetic: Params) -> Tensor:
     return total
 
 
+def relative(real: Params, synthetic: Params) -> Tensor:
+    """[G] `squared` over the squared length of the real gradients (DosCond, whole graphs)."""
+    length = sum((_rows(a, 1).square().sum(dim=1) for a in real.values()), _zeros(real))
+    return squared(real, synthetic) / length.clamp_min(torch.finfo(length.dtype).tiny)
+
+
 def absolute(real: Params, synthetic: Params) -> Tensor:
     """[G] sum of the absolute differences (IDC, Kim et al. 2022)."""
     total = _zeros(synthetic)
@@ -59,6 +65,7 @@ DISTANCES: dict[str, Callable[[Params, Params], Tensor]] = {
     "layerwise-cosine": layerwise_cosine,
     "cosine": cosine,
     "mse": squared,
+    "relative-mse": relative,
     "l1": absolute,
 }
 

@@ -53,6 +53,8 @@ class GradientMatching(Objective):
     parameters: whose gradients are compared: ``all``; ``weights``, those with more than one axis;
         ``convolutions`` (IDC); ``head``, the layer that a forward pass ends with.
     per_group: compare once per group, or once for all items together.
+    by_size: weigh the distance of a group by its synthetic items, over those of the largest group
+        (GCond, Jin et al. 2022): for classes of unequal budgets.
 
     The gradient of items and learned labels is a derivative of a derivative, compiled where the
     learner is. Real gradients are in the learner's precision, synthetic ones in float32 where half
@@ -70,8 +72,9 @@ class GradientMatching(Objective):
         distance: Distance = "layerwise-cosine",
         parameters: Matched = "all",
         per_group: bool = True,
+        by_size: bool = False,
     ) -> None:
-        self.distance, self.parameters = distance, parameters
+        self.distance, self.parameters, self.by_size = distance, parameters, by_size
         self.by_group = per_group
         self._comparison: _Comparison | None = None
 
@@ -88,7 +91,7 @@ class GradientMatching(Objective):
         seed = int(torch.randint(2**62, (1,), generator=step.random("gradient")))
         with torch.no_grad(), lent_generators(seed, step.learner.device):
             for net in nets:
-                found, slopes = comparison(net.params, pair)
+                found, slopes = comparison(net.params, pair, self.by_size)
                 value += found / len(nets)
                 for total, slope in zip(gradients, slopes, strict=True):
                     total += slope / len(nets)
@@ -171,7 +174,7 @@ class _Comparison:
         )
         self._joint = learner.transform(grad_and_value(self._of_structure))
 
-    def __call__(self, net: Params, pair: Pair) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, net: Params, pair: Pair, by_size: bool) -> tuple[Tensor, list[Tensor]]:
         """Value, and its derivatives with respect to the leaves that ask for them."""
         params = {name: _widened(value.detach(), self.wide) for name, value in net.items()}
         if self.learner.mixes_items:
@@ -182,8 +185,9 @@ class _Comparison:
         if not len(pair.common):
             nothing = torch.zeros((), dtype=self.wide, device=pair.common.device)
             return nothing, [torch.zeros_like(leaf) for leaf in pair.learned()]
+        factors = (pair.sizes() if by_size else torch.ones_like(pair.common)).to(self.wide)
         with _frozen_statistics(self.learner):
-            return (self._jointly if joint else self._separately)(matched, fixed, pair)
+            return (self._jointly if joint else self._separately)(matched, fixed, pair, factors)
 
     def _loss(
         self,
@@ -214,12 +218,13 @@ class _Comparison:
         return self.learner.transform(of_one)
 
     def _separately(
-        self, matched: Params, fixed: Params, pair: Pair
+        self, matched: Params, fixed: Params, pair: Pair, factors: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         total = torch.zeros((), dtype=self.wide, device=pair.common.device)
         learned = pair.learned()
         gradients = [torch.zeros_like(leaf) for leaf in learned]
-        for groups in pair.common.split(self.at_once):
+        parts = (values.split(self.at_once) for values in (pair.common, factors))
+        for groups, factor in zip(*parts, strict=True):
             target = self._real_slopes(matched, fixed, pair.real, groups, pair.largest[0])
             index, weights, present = self._fitted(pair.synthetic, groups, pair.largest[1])
             tree = tree_take((pair.synthetic.inputs, pair.synthetic.targets), index)
@@ -228,8 +233,9 @@ class _Comparison:
                 slopes, values = self._separate(
                     own, pair.mask, tree, weights, matched, fixed, target
                 )
-            total += values.sum()
+            total += (values * factor).sum()
             for gradient, slope in zip(gradients, slopes, strict=True):
+                slope = slope * factor.view(-1, *[1] * (slope.ndim - 1))
                 gradient[index[present]] = slope[present].to(gradient.dtype)
         return total, gradients
 
@@ -280,7 +286,9 @@ class _Comparison:
 
     # -- joint batches ----------------------------------------------------------------------------
 
-    def _jointly(self, matched: Params, fixed: Params, pair: Pair) -> tuple[Tensor, list[Tensor]]:
+    def _jointly(
+        self, matched: Params, fixed: Params, pair: Pair, factors: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
         real, synthetic = pair.real, pair.synthetic
         count = int(pair.common.max()) + 1
         rows = [batch.group_weights(count, self.wide)[pair.common] for batch in (real, synthetic)]
@@ -293,7 +301,7 @@ class _Comparison:
         tree = (synthetic.inputs, synthetic.targets)
         with differentiable_twice(self.learner):
             slopes, value = self._joint(
-                pair.learned(), pair.mask, tree, rows[1], matched, fixed, target
+                pair.learned(), pair.mask, tree, rows[1], matched, fixed, target, factors
             )
         return value, slopes
 
@@ -329,11 +337,12 @@ class _Comparison:
         matched: Params,
         fixed: Params,
         target: Params,
+        factors: Tensor,
     ) -> Tensor:
-        """Distances of the gradients of all groups of a structure from `target`, summed."""
+        """Distances of the gradients of all groups of a structure from `target`, weighed."""
         tree = filled(tree, mask, learned)
         slopes = self._all_slopes(matched, fixed, tree, rows, self.narrow)
-        return self.distance(target, slopes).sum()
+        return (self.distance(target, slopes) * factors).sum()
 
 
 def _widened(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -55,6 +55,11 @@ class Pair:
         both = real.present(count) & synthetic.present(count)
         return cls(real, synthetic, torch.nonzero(both).flatten(), largest, mask)
 
+    def sizes(self) -> Tensor:
+        """[common] synthetic items of every group over those of the largest of the whole set."""
+        counts = torch.bincount(self.synthetic.groups)[self.common]
+        return counts / self.largest[1]
+
     def learned(self) -> list[Tensor]:
         """The tensors of the synthetic batch that gradients are wanted for."""
         return taken(self.synthetic, self.mask)

@@ -139,7 +139,7 @@ class FreeAdjacency(Free):
         real = torch.ones_like(chance) if mask is None else _pairs_of(mask).to(chance)
         return (chance * real).sum() / real.sum().clamp_min(1.0)
 
-    def excess(self) -> Tensor:
+    def penalty(self) -> Tensor:
         """By how much `density` is above that of the start, or 0: DosCond's sparsity term."""
         return F.relu(self.density() - self._first_density)
 

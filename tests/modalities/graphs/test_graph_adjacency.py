@@ -113,10 +113,10 @@ def test_directed_edges_start_in_both_directions():
     assert torch.equal(made.decode(None)["adjacency"], adjacency + adjacency.T)
 
 
-def test_excess_is_what_the_mean_probability_has_gained():
+def test_penalty_is_what_the_mean_probability_has_gained():
     values = graphs()
     made = FreeAdjacency.of_items(values)
-    assert made.excess().item() == 0
+    assert made.penalty().item() == 0
     logits = made.leaves()["inputs.adjacency"]
     both = values["mask"][:, :, None] & values["mask"][:, None, :]
 
@@ -132,11 +132,11 @@ def test_excess_is_what_the_mean_probability_has_gained():
 
     first = mean().detach()
     logits.data.add_(1.0)
-    assert made.excess().item() == pytest.approx((mean() - first).item(), abs=1e-6)
-    made.excess().backward()
+    assert made.penalty().item() == pytest.approx((mean() - first).item(), abs=1e-6)
+    made.penalty().backward()
     assert (logits.grad[of_pairs(both)] > 0).all()
     logits.data.sub_(2.0)
-    assert made.excess().item() == 0
+    assert made.penalty().item() == 0
 
 
 def test_larger_graphs_keep_their_nodes_of_highest_degree():
