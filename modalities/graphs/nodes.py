@@ -128,7 +128,13 @@ class Nodes(RealData):
         return self._views[kind, hops]
 
     def _propagated(self, hops: int) -> RealData:
-        values = self.graph.propagated(hops)[self.index]
+        steps = self.graph.distances(self.index, hops)
+        if 2 * int((steps <= hops).sum()) < len(self.graph):
+            # few training nodes: most of the graph's features never come near them
+            part, kept = self.graph.within(self.index, hops)
+            values = part.propagated(hops)[torch.searchsorted(kept, self.index)]
+        else:
+            values = self.graph.propagated(hops)[self.index]
         return ResidentData(
             {"x": values}, self.codes, self.codes, self.num_groups, device=self.device
         )

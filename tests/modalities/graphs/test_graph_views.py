@@ -102,6 +102,10 @@ def test_propagation(undirected):
         )
         assert torch.equal(seen.targets, splits.test.targets)
     assert splits.test.seen_by(Net(3, 3)) is splits.test.seen_by(Net(3, 3))
+    few = splits.test.subset(torch.tensor([0]))
+    assert 2 * int((few.graph.distances(few.index, 1) <= 1).sum()) < len(few.graph)
+    near = few.seen_by(Net(1, linear_hops=1)).select(torch.tensor([0])).inputs["x"]
+    torch.testing.assert_close(near, splits.train.graph.propagated(1)[few.index])
     shared = splits.train.graph.propagated(3)
     assert splits.validation.graph.propagated(3) is shared
 
