@@ -31,7 +31,7 @@ from mmdd.card import MARK, card
 from mmdd.errors import UserError
 from mmdd.parquet import Columns, read_parquet, write_parquet
 from mmdd.provenance import commit, versions
-from mmdd.trees import tree_bytes
+from mmdd.trees import named_leaves, tree_bytes
 
 FORMAT, FORMAT_VERSION = "mmdd", 1
 MANIFEST = "mmdd.json"
@@ -272,10 +272,11 @@ def export(folder: str | Path, to: str, out: str | Path) -> bool:
 
     ``parquet``: a folder for ``datasets.load_dataset``. ``imagefolder``: ``train/CLASS/00001.png``
     (readers number classes by sorted name; ``classes.json`` has the set's own numbers).
-    ``safetensors``: one file with the normalised ``inputs``, the ``targets``, and JSON about them
-    in its metadata; `out` is that file if it ends in .safetensors, else a folder to hold it. What
-    describes their space goes with them (``whiten.*``: flattened inputs times ``whiten.inverse``
-    plus ``whiten.mean`` are the items before they were whitened).
+    ``safetensors``: one file with the normalised ``inputs`` and the ``targets`` (decoded, where the
+    set stores them in fewer numbers), and JSON about them in its metadata; `out` is that file if it
+    ends in .safetensors, else a folder to hold it. What describes their space goes with them
+    (``whiten.*``: flattened inputs times ``whiten.inverse`` plus ``whiten.mean`` are the items
+    before they were whitened).
 
     Returns False, and writes nothing, if `out` already is exactly this export. Raises `UserError`
     if `out` holds anything else, or if the set cannot take this form.
@@ -297,28 +298,37 @@ def export(folder: str | Path, to: str, out: str | Path) -> bool:
 
 
 def to_safetensors(found: Artifact, folder: Path, made: Path) -> None:
-    """Write the exact tensors of a set that stores its items as they are."""
-    kind = found.manifest.get("recipe", {}).get("synthetic", {}).get("representation", "direct")
-    kind = kind.get("kind") if isinstance(kind, dict) else kind
-    tensors = {
-        name.removeprefix("representation.").replace("/", "."): tensor
-        for name, tensor in found.tensors.items()
-        if name.startswith("representation.inputs")
-    }
-    if kind != "direct" or not tensors:
-        raise UserError(
-            "this set does not store its items as they are",
-            got=kind,
-            expected="representation 'direct'",
-            hint="Decode them in Python: mmdd.load(folder).to_torch()",
-        )
-    if "labels.targets" in found.tensors:
-        tensors["targets"] = found.tensors["labels.targets"]
+    """Write normalised inputs and targets, decoded where the set stores its items otherwise."""
+    tensors = _stored(found) or _decoded(folder)
     tensors |= found.info_tensors
     info = found.manifest.get("info", {})
     about = {k: info.get(k) for k in ("source", "names", "normalisation", "shape", "fingerprint")}
     place = made / "distilled.safetensors" if made.is_dir() else made
     files.save_tensors(place, tensors, {"mmdd": files.json_text(about)})
+
+
+def _stored(found: Artifact) -> dict[str, Tensor]:
+    """The tensors of a set that stores items and classes as they are; else none."""
+    kind = found.manifest.get("recipe", {}).get("synthetic", {}).get("representation", "direct")
+    kind = kind.get("kind") if isinstance(kind, dict) else kind
+    targets = found.tensors.get("labels.targets")
+    inputs = {
+        name.removeprefix("representation.").replace("/", "."): tensor
+        for name, tensor in found.tensors.items()
+        if name.startswith("representation.inputs")
+    }
+    if kind != "direct" or targets is None or not inputs:
+        return {}
+    return {**inputs, "targets": targets}
+
+
+def _decoded(folder: Path) -> dict[str, Tensor]:
+    """What a learner trains on: decoded inputs, and targets in the form of its labels."""
+    from mmdd import api
+
+    made = api.load(folder).to_torch()
+    trees = {"inputs": made.inputs, "targets": made.targets}
+    return named_leaves({name: tree for name, tree in trees.items() if tree is not None})
 
 
 def to_parquet(found: Artifact, folder: Path, made: Path) -> None:

@@ -206,7 +206,9 @@ def show(folder: Folder, json_: Json = False) -> None:
 def export(
     folder: Folder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder or file to make.")],
-    to: Annotated[str, typer.Option(help="parquet, imagefolder, safetensors or npz.")] = "parquet",
+    to: Annotated[
+        str, typer.Option(help="parquet, safetensors, imagefolder, wav, …: `mmdd list exports`.")
+    ] = "parquet",
 ) -> None:
     """Write a finished set in a form that other programs read."""
     _require_folder(folder)

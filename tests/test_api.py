@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import mmdd
+from mmdd import artifact, files
 from mmdd.errors import UserError
 
 QUICK = {
@@ -107,6 +108,20 @@ def test_eight_bit_export_differs_by_rounding_alone():
     stored = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     # nothing is clipped away: the set was kept inside the range of real pixels
     assert (stored - exact).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_what_is_stored_in_fewer_numbers_is_exported_decoded(tmp_path):
+    options = {"synthetic.representation": {"kind": "packed", "factor": 2}, "learner.width": 8}
+    options["synthetic.labels"] = {"kind": "soft", "initialise": "classes"}
+    options["objective.kind"] = "gradient"
+    done = mmdd.distill("digits", per_class=2, steps=1, options=options)
+    done.save(tmp_path / "set")
+    assert artifact.export(tmp_path / "set", "safetensors", tmp_path / "set.safetensors")
+    found, _ = files.load_tensors(tmp_path / "set.safetensors")
+    expected = done.to_torch()
+    assert len(found["inputs"]) == 4 * 20
+    assert torch.equal(found["inputs"], expected.inputs)
+    assert torch.equal(found["targets"], expected.targets)
 
 
 def test_same_seed_same_bits_and_another_seed_another_set():

@@ -1,0 +1,169 @@
+"""The matrix modality x family of objectives, from ``results/*.csv``; `readme.py` prints it.
+
+A cell is the best measured row of its family at the budget of the line: chosen among what was
+measured by its test score, so read it as what was reached, not as a prediction. A cell without a
+row is blank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterator
+
+from common import read
+
+from mmdd.compose import compose
+
+FAMILIES = {"gradient": "gradient", "trajectory": "trajectory", "distribution": "distribution"}
+BLANK = "–"  # noqa: RUF001
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line of the matrix.
+
+    Attributes
+    ----------
+    table: results file.
+    data, budget: values of its columns ``data`` and `budget_column`.
+    mean: column of the score of the synthetic set, and `unit` its factor and digits.
+    flag: how a budget is given on the command line.
+    """
+
+    modality: str
+    table: str
+    data: str
+    budget: int
+    budget_column: str = "budget"
+    mean: str = "synthetic_mean"
+    flag: str = "--per-class"
+    digits: int = 1
+    lower: bool = False
+    told: str = ""
+
+    def rows(self) -> Iterator[dict[str, str]]:
+        """Rows of the table at this budget under the plain setting."""
+        for row in read(self.table):
+            here = row["data"] == self.data and row[self.budget_column] == str(self.budget)
+            if here and row.get(self.mean):
+                yield row
+
+
+LINES = (
+    Line("images", "accuracy", "fashion_mnist", 10, "per_class", told="Fashion-MNIST"),
+    Line("graphs", "graphs", "pyg:Planetoid/Cora", 70, "items", "mean", "--items", told="Cora"),
+    Line("text (tokens)", "modalities", "text/sst2", 10, told="SST-2"),
+    Line("text (vectors)", "modalities", "text/sst2_minilm", 10, told="SST-2, MiniLM"),
+    Line("audio", "modalities", "audio/fsdd", 10, told="FSDD"),
+    Line("time series", "modalities", "timeseries/ucihar_subset", 10, told="UCI-HAR"),
+    Line(
+        "forecasts",
+        "modalities",
+        "timeseries/etth1",
+        384,
+        flag="--items",
+        digits=3,
+        lower=True,
+        told="ETTh1, MSE",
+    ),
+    Line("video", "modalities", "video/grid_digit", 10, told="GRID digits"),
+    Line("pairs", "pairs", "pairs/flickr8k_1k", 100, flag="--items", told="Flickr8k-1k, R@10"),
+)
+
+
+def family(method: str) -> str:
+    """The kind of a method's first objective."""
+    kind: str = compose(method=method).terms[0].kind
+    return kind
+
+
+def best(line: Line) -> dict[str, dict[str, str]]:
+    """The best row of every family that has one."""
+    found: dict[str, dict[str, str]] = {}
+    for row in line.rows():
+        kind = family(row.get("method") or "dm")
+        sign = -1 if line.lower else 1
+        if kind not in found or sign * float(row[line.mean]) > sign * float(found[kind][line.mean]):
+            found[kind] = row
+    return found
+
+
+def shown(row: dict[str, str], column: str, digits: int) -> str:
+    """``mean ± std`` of a column, or a blank."""
+    mean, std = row.get(column), row.get(column.replace("mean", "std"))
+    if not mean:
+        return BLANK
+    return f"{float(mean):.{digits}f}" + (f" ± {float(std):.{digits}f}" if std else "")
+
+
+def command(line: Line, row: dict[str, str]) -> str:
+    """What repeats a row."""
+    ours = ("evaluate.learners", "evaluate.full_minutes", "evaluate.full_epochs")
+    options = [word for word in _words(row.get("options", "")) if not word.startswith(ours)]
+    data = line.data if line.data.startswith("pyg:") else f"DATA/{line.data.split('/')[-1]}"
+    root = ["--root DIR"] if line.data.startswith("pyg:") else []
+    words = [
+        "mmdd distill",
+        data,
+        *root,
+        f"--method {row.get('method') or 'dm'}",
+        f"{line.flag} {line.budget}",
+    ]
+    return " ".join([*words, *map(shlex.quote, options)])
+
+
+def _words(options: str) -> list[str]:
+    """``a=1 b=[2, 3]`` to words without spaces inside."""
+    words: list[str] = []
+    for word in options.split():
+        if words and words[-1].count("[") > words[-1].count("]"):
+            words[-1] += word
+        else:
+            words.append(word)
+    return words
+
+
+def matrix() -> str:
+    """The table in Markdown, and below it the commands."""
+    lines = [
+        "| modality | data, budget | " + " | ".join(FAMILIES.values()) + " | random | full data |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    commands = []
+    for line in LINES:
+        found = best(line)
+        cells = []
+        for kind in FAMILIES:
+            row = found.get(kind)
+            cells.append(
+                BLANK
+                if row is None
+                else f"`{row.get('method') or 'dm'}` {shown(row, line.mean, line.digits)}"
+            )
+            if row is not None:
+                commands.append(command(line, row))
+        any_row = next(iter(found.values()), {})
+        beside = [shown(any_row, f"{name}_mean", line.digits) for name in ("random", "full")]
+        budget = f"{line.told}, {line.budget}" + (" per class" if "class" in line.flag else "")
+        lines.append(f"| {line.modality} | {budget} | {' | '.join([*cells, *beside])} |")
+    details = "\n".join(commands)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Best measured row of each family (chosen by its test score among the rows of"
+            " `benchmarks/results/`), mean ± std of fresh learners; accuracy in % where no other"
+            " measure is named. A blank was not measured.",
+            "",
+            "<details><summary>The command behind every cell</summary>",
+            "",
+            f"```\n{details}\n```",
+            "",
+            "</details>",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(matrix())
