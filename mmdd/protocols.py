@@ -59,7 +59,7 @@ PROTOCOLS: dict[str, Protocol] = {
         full="gcond",
     ),
     # DosCond on whole graphs (Jin et al. 2022): Adam 0.001, x0.1 after half, batches of 128, 500
-    # epochs, the state that validation prefers. Full data alike, for fewer epochs.
+    # epochs, the state that validation prefers. Full data alike.
     "doscond": Protocol(
         name="doscond",
         epochs=500,
@@ -70,7 +70,7 @@ PROTOCOLS: dict[str, Protocol] = {
         selection="validation",
         checks=50,
         augment=False,
-        full="doscond-full",
+        full="doscond",
     ),
     # Image-text pairs (Wu et al. 2024, MTT-VL): 100 epochs on the pairs.
     "pairs": Protocol(
@@ -88,11 +88,6 @@ PROTOCOLS: dict[str, Protocol] = {
         checks=12,
     ),
 }
-PROTOCOLS["doscond-full"] = PROTOCOLS["doscond"].model_copy(
-    update={"name": "doscond-full", "epochs": 100}
-)
-
-
 FULL_UPDATES = 800
 
 
