@@ -22,7 +22,8 @@ import mmdd
 from mmdd.progress import PlainProgress
 
 TABLE = "graphs"
-ROOT = str(DATA / "graphs")
+ROOTS = {"HeterophilousGraphDataset": DATA / "graphs" / "heterophilous"}
+"""Where sets lie that are not in the folder of all graphs."""
 PLANETOID = {"Cora": (35, 70, 140), "CiteSeer": (30, 60, 120)}
 METHODS = ("gcond", "gcond-x", "doscond", "gcdm", "sfgc", "geom")
 BASELINES = ("random", "herding", "k-center", "aggregate", "full")
@@ -59,6 +60,8 @@ PLAN = [
 def measure(line: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Condense from every seed and score."""
     whole = "TUDataset" in line["data"]
+    kind = line["data"].removeprefix("pyg:").partition("/")[0]
+    root = str(ROOTS.get(kind, DATA / "graphs"))
     values: dict[str, list[float]] = {}
     seconds: list[float] = []
     seeds = max(args.seeds, 5) if whole else args.seeds
@@ -71,7 +74,7 @@ def measure(line: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
             **{"per_class" if whole else "items": line["items"]},
             seed=seed,
             device=args.device,
-            options={"data.root": ROOT, **split, **line["options"]},
+            options={"data.root": root, **split, **line["options"]},
             progress=PlainProgress(60),
         )
         report = done.evaluate(learners=learners, baselines=whole or seed == 0)
