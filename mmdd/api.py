@@ -263,8 +263,10 @@ def run_recipe(
     device = machine.device(recipe.run.device)
     machine.settle(recipe.run)
     splits = build.open_data(recipe, source, device)
+    recipe = build.fitted(recipe, splits.info)
     parts = build.parts(recipe, splits.info, device)
     # before anything is written or recorded
+    start.require_attention(parts)
     counts = start.budget(recipe, splits.train.group_sizes, splits.info)
     told = start.told_budget(counts, splits.train.group_sizes, splits.info, recipe)
     for note in (*splits.info.notes, told):
@@ -295,6 +297,7 @@ def record_experts(
     device = machine.device(recipe.run.device)
     machine.settle(recipe.run)
     splits = build.open_data(recipe, source, device)
+    recipe = build.fitted(recipe, splits.info)
     parts = build.parts(recipe, splits.info, device)
     said = progress or Progress()
     return _interruptible(lambda stop: build.record_experts(parts, splits, said, stop))

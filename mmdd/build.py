@@ -14,7 +14,7 @@ from mmdd.expert_options import Recording, key
 from mmdd.experts import Experts
 from mmdd.modality import Splits
 from mmdd.optimise import OuterOptimiser
-from mmdd.parts import Parts, open_data, parts
+from mmdd.parts import Parts, fitted, open_data, parts
 from mmdd.progress import Progress
 from mmdd.recipe import Leaf, Recipe
 from mmdd.recording import record
@@ -29,6 +29,7 @@ __all__ = [
     "Parts",
     "distiller",
     "experts",
+    "fitted",
     "objective",
     "open_data",
     "parts",
@@ -51,7 +52,7 @@ def objective(recipe: Recipe) -> WeightedSum:
 
 def needs_experts(recipe: Recipe) -> bool:
     """True when the recipe reads recorded trajectories."""
-    labels = recipe.synthetic.labels
+    labels = getattr(recipe.synthetic.labels, "classes", recipe.synthetic.labels)
     kinds = catalog.load("task", recipe.task, catalog.TASKS).label_kinds
     learned = getattr(labels, "initialise", None) == "experts" and "soft" in kinds
     asked = labels.kind == "teacher" or learned

@@ -18,8 +18,11 @@ MARK = "dataset-distillation"
 PARQUET_GLOB = "data/train-*.parquet"
 CATEGORIES = {
     ("images", "classification"): "image-classification",
+    ("images", "multi-label"): "image-classification",
     ("text", "classification"): "text-classification",
+    ("text", "multi-label"): "text-classification",
     ("audio", "classification"): "audio-classification",
+    ("audio", "multi-label"): "audio-classification",
     ("video", "classification"): "video-classification",
     ("graphs", "classification"): "graph-ml",
     ("timeseries", "forecasting"): "time-series-forecasting",
@@ -122,9 +125,11 @@ def _yaml_feature(feature: Any) -> dict[str, Any] | None:
         return {"dtype": {"class_label": {"names": names}}}
     if kind == "Value":
         return {"dtype": feature["dtype"]}
-    if kind == "List" and feature["feature"].get("_type") == "Value":
+    if kind == "List":
+        inner = _yaml_feature(feature["feature"])
         length = {"length": feature["length"]} if feature.get("length", -1) > 0 else {}
-        return {"list": feature["feature"]["dtype"], **length}
+        # a list of one type is that type alone: {list: float32}, not {list: {dtype: float32}}
+        return None if inner is None else {"list": inner.get("dtype", inner), **length}
     return None
 
 

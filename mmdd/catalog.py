@@ -49,6 +49,9 @@ TASKS = {
     "classification": Entry(
         "mmdd.tasks.classification:Classification", "one class per item; accuracy"
     ),
+    "multi-label": Entry(
+        "mmdd.tasks.multilabel:MultiLabel", "any number of classes per item; micro- and macro-F1"
+    ),
     "regression": Entry("mmdd.tasks.regression:Regression", "numbers per item; mse, mae and r2"),
     "forecasting": Entry(
         "mmdd.tasks.forecasting:Forecasting", "what follows a window of a series; mse and mae"
@@ -134,6 +137,10 @@ LABELS = {
     "teacher": Entry("mmdd.labels:SoftLabels", "what trained nets say of the items (TESLA)"),
     "relation": Entry(
         "mmdd.labels:RelationLabels", "similarities of all pairs, learned with them (LoRS)"
+    ),
+    "attention": Entry(
+        "mmdd.labels:AttentionLabels",
+        "class labels, and where a transformer is to look, learned with the items",
     ),
 }
 SELECTORS = {

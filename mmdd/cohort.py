@@ -29,6 +29,7 @@ from mmdd.streamed import StreamedData
 from mmdd.task import weighted_mean
 from mmdd.training import Student
 from mmdd.trees import tree_cat, tree_leaves, tree_map
+from mmdd.views import augmented
 
 STACK = 8
 """Experts trained at once where steps are small: more fill the memory and gain little."""
@@ -250,4 +251,4 @@ class Schedule:
         each = len(batch) // len(streams)
         draws = [self.augmentation.draw(each, stream, shared_op=True) for stream in streams]
         draw = draws[0] if len(draws) == 1 else tree_cat(draws)
-        return batch.with_inputs(self.augmentation(batch.inputs, draw))
+        return augmented(batch, self.augmentation, draw)

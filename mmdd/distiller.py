@@ -19,6 +19,7 @@ from mmdd.sources import ParameterSource
 from mmdd.step import Objective, Step
 from mmdd.synthetic import SyntheticSet
 from mmdd.teacher import Teacher
+from mmdd.views import views_of
 
 
 @dataclasses.dataclass
@@ -96,7 +97,7 @@ class Distiller:
 
     def _passes(self) -> list[Tensor | None]:
         groups = torch.nonzero(self.real.group_sizes).flatten()
-        at_once = max(1, self.pass_items // self.per_group)
+        at_once = max(1, self.pass_items // (self.per_group * views_of(self.augmentation)))
         if not self.objective.by_group or self.synthetic.joint or len(groups) <= at_once:
             return [None]
         if self.learner.mixes_items:

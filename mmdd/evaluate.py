@@ -20,8 +20,9 @@ from mmdd.modality import Augmentation, Mixer
 from mmdd.protocols import Protocol
 from mmdd.real import RealData
 from mmdd.rng import derive, draws_noise, generator, lent_generators
-from mmdd.task import Task, is_better, weighted_mean
+from mmdd.task import Task, guided, is_better, weighted_mean
 from mmdd.trees import Tree, tree_cat, tree_leaves, tree_map, tree_take
+from mmdd.views import augmented
 
 STACKED_ELEMENTS = 1024
 """Learners are trained stacked when one item has at most this many numbers: there the cost of a
@@ -79,7 +80,11 @@ class Trainer:
         return known[name]
 
     def train(self, sets: Sequence[Batch | RealData], purpose: str = "learner") -> list[Params]:
-        """Train one learner on each of `sets`; the same set may be given several times."""
+        """Train one learner on each of `sets`; the same set may be given several times.
+
+        Labels that the learner cannot read are left out; see `readable`.
+        """
+        sets = [readable(data, self.learner) if isinstance(data, Batch) else data for data in sets]
         if self.mixer is not None:
             for data in {id(data): data for data in sets}.values():
                 self._require_mixable(data)
@@ -239,7 +244,7 @@ class _Run:
     def _stacked_loss(self, batch: Batch) -> Tensor:
         learner, count = self.t.learner, len(self.names)
         inputs = tree_map(lambda leaf: leaf.unflatten(0, (count, -1)), batch.inputs)
-        outputs = learner.stacked_outputs(self.params, inputs)
+        outputs = learner.stacked_outputs(self.params, inputs, batch.targets)
         flat = tree_map(lambda leaf: leaf.flatten(0, 1), outputs)
         losses = learner.task.item_losses(flat, batch.targets).unflatten(0, (count, -1))
         weights = batch.item_weights.unflatten(0, (count, -1))
@@ -273,7 +278,7 @@ class _Run:
         each = len(batch) // len(self.streams)
         draws = [augmentation.draw(each, stream, shared_op=True) for stream in self.streams]
         draw = draws[0] if len(draws) == 1 else tree_cat(draws)
-        return batch.with_inputs(augmentation(batch.inputs, draw))
+        return augmented(batch, augmentation, draw)
 
     def _check(self) -> None:
         validation = self.t.validation
@@ -333,9 +338,12 @@ def no_step_size() -> UserError:
 
 
 def label_kind(batch: Batch, task: Task) -> str:
-    """``"soft"`` for class probabilities, ``"hard"`` for class numbers, else ``"own"``."""
+    """``"hard"`` for classes, ``"soft"`` for probabilities, ``"attention"``, else ``"own"``."""
     targets = batch.targets
-    if not isinstance(targets, Tensor) or "hard" not in task.label_kinds:
+    if guided(targets):
+        return "attention"
+    known = "hard" in task.label_kinds or "multi-hot" in task.label_kinds
+    if not isinstance(targets, Tensor) or not known:
         return "own"
     if targets.is_floating_point():
         return "soft" if "soft" in task.label_kinds and targets.ndim == 2 else "own"
@@ -345,11 +353,26 @@ def label_kind(batch: Batch, task: Task) -> str:
 def labelled(batch: Batch, task: Task, labels: str) -> Batch:
     """Take `labels`: the set's ``"own"``, or ``"hard"``: its classes where it has probabilities.
 
-    The class of an item is its matching group. Targets that are no classes stay as they are.
+    The class of an item is its matching group; where it has any number of classes, they are those
+    of a probability of a half or more. Targets that are no classes stay as they are.
     """
-    if labels == "own" or label_kind(batch, task) != "soft":
+    if labels == "own":
         return batch
-    return dataclasses.replace(batch, targets=batch.groups)
+    if guided(batch.targets):
+        batch = dataclasses.replace(batch, targets=batch.targets["classes"])
+    if label_kind(batch, task) != "soft":
+        return batch
+    several = "multi-hot" in task.label_kinds
+    return dataclasses.replace(batch, targets=batch.targets >= 0.5 if several else batch.groups)
+
+
+def readable(batch: Batch, learner: Learner) -> Batch:
+    """`batch` without labels of attention where `learner` tells none, or one of another shape."""
+    if not guided(batch.targets):
+        return batch
+    if learner.attention_shape == tuple(batch.targets["attention"].shape[1:]):
+        return batch
+    return dataclasses.replace(batch, targets=batch.targets["classes"])
 
 
 def score(learner: Learner, params: Params, data: RealData, size: int = 1024) -> float:

@@ -19,7 +19,10 @@ class Labels(nn.Module):
 
 
 class HardLabels(Labels):
-    """Fixed targets [M], e.g. class numbers; a packed item hands its own to all its parts."""
+    """Fixed targets [M, ...]: class numbers, or the classes of an item as a row of bools.
+
+    A packed item hands its own to all its parts.
+    """
 
     kind = "hard"
     targets: Tensor
@@ -38,15 +41,23 @@ class SoftLabels(Labels):
     """Probabilities softmax(logits / temperature) [M, C]; the logits are learned or renewed.
 
     Learned with the items they are DATM's labels (Guo et al. 2024); with `learned` False they are
-    what a `Teacher` says. A packed item hands its own to all its parts.
+    what a `Teacher` says. A packed item hands its own to all its parts. With `independent`, where
+    an item has any number of classes, each of them has its own sigmoid in place of the softmax.
     """
 
     logits: Tensor
 
-    def __init__(self, logits: Tensor, *, temperature: float = 1.0, learned: bool = True) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        *,
+        temperature: float = 1.0,
+        learned: bool = True,
+        independent: bool = False,
+    ) -> None:
         super().__init__()
         self.kind = "soft" if learned else "teacher"
-        self.temperature = temperature
+        self.temperature, self.independent = temperature, independent
         if learned:
             self.logits = nn.Parameter(logits.detach().clone())
         else:
@@ -55,8 +66,49 @@ class SoftLabels(Labels):
     def attach(self, index: Tensor | None, decoded: Tree, expand: int) -> tuple[Tree, Tree]:
         """Turn the logits into probabilities."""
         logits = self.logits if index is None else self.logits[index]
-        targets = (logits / self.temperature).softmax(dim=-1)
+        logits = logits / self.temperature
+        targets = logits.sigmoid() if self.independent else logits.softmax(dim=-1)
         return decoded, targets if expand == 1 else targets.repeat_interleave(expand, dim=0)
+
+
+class AttentionLabels(Labels):
+    r"""Class labels, and where a learner is to look (Maekawa et al. 2023).
+
+    A stored item has logits of the attention that a learner's output pays to its positions, learned
+    with the items; their softmax over the positions that the item shows is the label. Targets are a
+    dict: ``classes``, those of the class labels; ``attention`` [m, H, L]; ``weight`` [m], lambda of
+    the loss that compares attention (`mmdd.task.guided_losses`).
+
+    Parameters
+    ----------
+    classes: hard or soft labels of the items' classes.
+    logits: [M, H, L] of H heads and L positions.
+    """
+
+    kind = "attention"
+
+    def __init__(self, classes: Labels, logits: Tensor, *, weight: float = 1.0) -> None:
+        super().__init__()
+        self.classes = classes
+        self.attention = nn.Parameter(logits.detach().clone())
+        self.weight = weight
+
+    @property
+    def targets(self) -> Tensor | None:
+        """Fixed labels of the classes, where they are."""
+        return getattr(self.classes, "targets", None)
+
+    def attach(self, index: Tensor | None, decoded: Tree, expand: int) -> tuple[Tree, Tree]:
+        """Attach the class labels; turn the logits into shares of the positions that are shown."""
+        assert expand == 1, "refused when the set is built"
+        inputs, classes = self.classes.attach(index, decoded, expand)
+        logits = self.attention if index is None else self.attention[index]
+        shown = inputs.get("mask") if isinstance(inputs, dict) else None
+        if shown is not None:
+            logits = logits.masked_fill(~shown[:, None, :], torch.finfo(logits.dtype).min)
+        weight = torch.full((len(logits),), self.weight, dtype=logits.dtype, device=logits.device)
+        found = {"classes": classes, "attention": logits.softmax(dim=-1), "weight": weight}
+        return inputs, found
 
 
 class DerivedLabels(Labels):

@@ -18,13 +18,13 @@ from torch.func import functional_call, vmap
 
 from mmdd.batch import Batch
 from mmdd.errors import UserError
-from mmdd.task import Task, weighted_mean
+from mmdd.task import Task, guided, weighted_mean
 from mmdd.trees import Tree, tree_cat, tree_leaves, tree_map, tree_take
 
 Params = dict[str, Tensor]
 """Parameters and floating-point buffers of an encoder by name; stacked ones lead with [K]."""
 
-Method = Literal["forward", "features", "layers"]
+Method = Literal["forward", "features", "layers", "attended"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
 
@@ -50,7 +50,9 @@ class Learner:
     encoder: module with ``forward(inputs) -> outputs``, ``features(inputs) -> [n, D]`` and
         ``layers(inputs) -> list[[n, D_l]]``. It may set ``mixes_items = True`` (batch norm: items
         of a batch see each other, so batches are never cut) and ``parameter_groups``, a dict from
-        a group's name to parameter names (image encoder / text projection).
+        a group's name to parameter names (image encoder / text projection). One that tells where
+        it looks sets ``attention_shape`` (heads H and positions L) and has ``attended(inputs) ->
+        {"logits": outputs, "attention": [n, H, L]}``.
     precision: arithmetic of the encoder; parameters stay float32 and are cast on the way in.
     compiled: run the encoder through ``torch.compile``.
     chunk: largest number of items of one forward where no gradient is needed; small chunks stay
@@ -119,11 +121,23 @@ class Learner:
         """The entries of `params` that are parameters, not buffers."""
         return {name: params[name] for name in self._names}
 
+    @property
+    def attention_shape(self) -> tuple[int, int] | None:
+        """Heads and positions of the attention that the encoder tells; None where it tells none."""
+        return getattr(self.encoder, "attention_shape", None)
+
     # -- pure functions of the parameters --------------------------------------------------------
 
     def outputs(self, params: Params, batch: Batch, *, train: bool = True) -> Any:
-        """What the task's loss reads, e.g. logits [n, C], in float32 (float64 if so asked)."""
-        return self._forward("forward", params, batch, train)
+        """What the task's loss reads, e.g. logits [n, C], in float32 (float64 if so asked).
+
+        Where the targets are `guided`: logits and attention.
+        """
+        return self._forward(_method(batch.targets), params, batch, train)
+
+    def attended(self, params: Params, batch: Batch, *, train: bool = True) -> Any:
+        """``{"logits", "attention" [n, H, L]}`` of any batch, by an encoder that tells."""
+        return self._forward("attended", params, batch, train)
 
     def features(self, params: Params, batch: Batch, *, train: bool = True) -> Tensor:
         """[n, D] penultimate features."""
@@ -159,7 +173,7 @@ class Learner:
         if self.mixes_items:
             buffers = {name: params.get(name, own) for name, own in self.encoder.named_buffers()}
             params = {**params, **{name: value.clone() for name, value in buffers.items()}}
-        outputs = self._call("forward", params, inputs, dtype)
+        outputs = self._call(_method(targets), params, inputs, dtype)
         wide = _wide(dtype)
         targets = tree_map(lambda leaf: _to(leaf, wide), targets)
         return weighted_mean(self.task.item_losses(outputs, targets), weights)
@@ -168,10 +182,16 @@ class Learner:
         """`fn`, compiled if this learner is: for transforms of `pure_loss`."""
         return torch.compile(fn, dynamic=False) if self.compiled else fn
 
-    def stacked_outputs(self, params: Params, inputs: Tree, *, train: bool = True) -> Any:
-        """K learners at once: params [K, ...] and inputs [K, n, ...] -> outputs [K, n, C]."""
+    def stacked_outputs(
+        self, params: Params, inputs: Tree, targets: Tree = None, *, train: bool = True
+    ) -> Any:
+        """K learners at once: params [K, ...] and inputs [K, n, ...] -> outputs [K, n, C].
+
+        Of `targets` only their kind is read.
+        """
         self.encoder.train(train)
-        run = vmap(lambda p, x: self._call("forward", p, x), randomness="different")
+        method = _method(targets)
+        run = vmap(lambda p, x: self._call(method, p, x), randomness="different")
         return run(params, inputs)
 
     # -- how it runs ---------------------------------------------------------------------------
@@ -208,6 +228,11 @@ class Learner:
         result = functional_call(self._module, cast, (method, inputs))
         wide = _wide(dtype)
         return tree_map(lambda leaf: _to(leaf, wide), result)
+
+
+def _method(targets: Tree) -> Method:
+    """The encoder's method whose outputs are compared with `targets`."""
+    return "attended" if guided(targets) else "forward"
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

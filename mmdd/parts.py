@@ -75,6 +75,18 @@ class Parts:
         return Trainer(learner, protocol, seed, augmentation, validation, mixers=mixers, **more)
 
 
+def fitted(recipe: Recipe, info: DataInfo) -> Recipe:
+    """The recipe with the task that the data are for, where it has the modality's usual one.
+
+    A modality says what it opened its data for: of texts that have several labels each, it is no
+    classification, and a person who did not choose a task need not know.
+    """
+    usual = getattr(catalog.options(recipe.modality), "TASK", "classification")
+    if info.task == recipe.task or recipe.task != usual:
+        return recipe
+    return recipe.model_copy(update={"task": info.task})
+
+
 def parts(recipe: Recipe, info: DataInfo, device: torch.device) -> Parts:
     """Look the recipe's names up."""
     modality = catalog.load("modality", recipe.modality, catalog.MODALITIES)
@@ -91,6 +103,12 @@ def parts(recipe: Recipe, info: DataInfo, device: torch.device) -> Parts:
 
 def _require_labels(task: Task, kind: str) -> None:
     """Refuse synthetic labels that the task's loss cannot read."""
+    if kind == "attention" and "attention" not in task.label_kinds:
+        raise UserError(
+            "labels of attention stand beside the classes of an item",
+            got=f"task {task.name}",
+            expected="task classification or multi-label",
+        )
     if kind == "relation" and "relation" not in task.label_kinds:
         raise UserError(
             "relation labels are similarities between pairs",

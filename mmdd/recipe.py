@@ -102,7 +102,7 @@ class Recipe(Section):
         shape = self.synthetic.representation.kind
         if "penalty" in kinds and shape != "bernoulli":
             raise ValueError(f"objective penalty needs representation bernoulli, not {shape}")
-        if labels in ("soft", "relation") and kinds <= {"distribution", "penalty"}:
+        if labels in ("soft", "relation", "attention") and kinds <= {"distribution", "penalty"}:
             raise ValueError(
                 f"{labels} labels: objective distribution reads no labels to learn them by"
             )

@@ -18,7 +18,7 @@ from mmdd import build, start
 from mmdd.batch import Batch
 from mmdd.cache import cache_folder
 from mmdd.errors import UserError
-from mmdd.evaluate import Trainer, label_kind, labelled, no_step_size, predictions
+from mmdd.evaluate import Trainer, label_kind, labelled, no_step_size, predictions, readable
 from mmdd.files import write_json
 from mmdd.learner import Learner, Params
 from mmdd.modality import Splits
@@ -85,6 +85,7 @@ class Judge:
         rows = 1 + (len(self.options.baselines) if baselines else 0)
         items = 3.0 * self.protocol.epochs * len(batch) * count * rows
         learner = self.parts.learner(items, encoder)
+        batch = self._readable(batch, learner, encoder)
         # baselines too are trained at the rate that was learned: rows differ by their data alone
         protocol, rates = with_rates(self.protocol, synthetic, learner)
         trainer = self._trainer(learner, protocol, rates=rates)
@@ -101,6 +102,18 @@ class Judge:
             if full is not None:
                 found["full"] = full
             found |= self._naive()
+        return found
+
+    def _readable(self, batch: Batch, learner: Learner, encoder: str) -> Batch:
+        """`batch` as the learner can read it; says what it cannot."""
+        found = readable(batch, learner)
+        if found is not batch:
+            told = learner.attention_shape
+            why = f"it has {told[0]} heads over {told[1]} positions" if told else "it tells none"
+            self.progress.say(
+                f"{encoder} cannot read the set's labels of attention ({why}): it is trained on the"
+                " class labels alone"
+            )
         return found
 
     def _naive(self) -> dict[str, Row]:

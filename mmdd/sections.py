@@ -165,8 +165,25 @@ class Relation(Section):
     alpha: Rate = Field(3.0, description="factor of that product, divided by the rank")
 
 
+ClassLabels = Annotated[
+    Annotated[Hard | Soft, Field(discriminator="kind")],
+    of_family("labels", {name: catalog.LABELS[name] for name in ("hard", "soft")}),
+]
+
+
+class Attention(Section):
+    """Class labels, and where a learner is to look (Maekawa et al. 2023)."""
+
+    kind: Literal["attention"] = "attention"
+    classes: ClassLabels = Field(default_factory=Hard, description="labels of the classes")
+    weight: Rate = Field(1.0, description="lambda of the loss that compares attention")
+    initialise: Literal["net", "noise"] = Field(
+        "net", description="'net': where the experts look, or a fresh net if there are none"
+    )
+
+
 Labels = Annotated[
-    Annotated[Hard | Soft | Teacher | Relation, Field(discriminator="kind")],
+    Annotated[Hard | Soft | Teacher | Relation | Attention, Field(discriminator="kind")],
     of_family("labels", catalog.LABELS),
 ]
 

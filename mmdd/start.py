@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mmdd import catalog
 from mmdd.errors import UserError
-from mmdd.labels import DerivedLabels, HardLabels, Labels, RelationLabels, SoftLabels
+from mmdd.first_labels import chosen, first_relation, of_items, require_attention, restored
+from mmdd.labels import Labels
 from mmdd.learner import Learner
 from mmdd.modality import DataInfo
 from mmdd.parts import Parts
@@ -17,19 +18,41 @@ from mmdd.real import RealData
 from mmdd.recipe import Recipe
 from mmdd.representations import Representation
 from mmdd.rng import generator
-from mmdd.sections import Relation
 from mmdd.selection import select
 from mmdd.synthetic import StepSize, SyntheticSet
-from mmdd.teacher import Teacher, class_logits, per_stored_item
+from mmdd.task import has_sets
+from mmdd.teacher import Teacher
 from mmdd.trees import Tree
+
+__all__ = [
+    "assemble",
+    "bounds_of",
+    "budget",
+    "chosen_items",
+    "first_relation",
+    "has_values",
+    "items_in_all",
+    "representation_of",
+    "require_attention",
+    "restore",
+    "settled",
+    "share_out",
+    "start_items",
+    "start_series",
+    "steps_of_series",
+    "synthetic_set",
+    "told_budget",
+    "with_targets",
+]
 
 
 def budget(recipe: Recipe, sizes: Tensor, info: DataInfo) -> Tensor:
     """[G] int64 stored items per class.
 
     `items` and `fraction` are shared out in proportion to the class sizes, at least one each, or
-    evenly where ``synthetic.balance`` says so. A continuous representation's budget is one number
-    of time steps; see `steps_of_series`.
+    evenly where ``synthetic.balance`` says so. Where an item has any number of classes, it counts
+    for the one that it is matched by, and `per_class` is the most items of any. A continuous
+    representation's budget is one number of time steps; see `steps_of_series`.
 
     Raises `UserError` when a class has fewer real items than asked for.
     """
@@ -39,6 +62,9 @@ def budget(recipe: Recipe, sizes: Tensor, info: DataInfo) -> Tensor:
     present = sizes > 0
     if wanted.per_class is not None:
         counts = torch.where(present, wanted.per_class, 0)
+        if has_sets(catalog.load("task", recipe.task, catalog.TASKS)):
+            # a common class may never be the one that its items are matched by
+            counts = torch.minimum(counts, sizes)
     else:
         whole = total if wanted.fraction_of == "train" else items_in_all(info, total)
         items = wanted.items or max(1, round((wanted.fraction or 0) * whole))
@@ -117,6 +143,8 @@ def told_budget(counts: Tensor, sizes: Tensor, info: DataInfo, recipe: Recipe | 
     low, high = int(counts[counts > 0].min()), int(counts.max())
     each = f"{low}" if low == high else f"{low} to {high}"
     told = f"{made} synthetic items: {each} per class, {made / total:.3g} of the training items"
+    if recipe is not None and has_sets(catalog.load("task", recipe.task, catalog.TASKS)):
+        told += " (an item counts for its rarest class)"
     whole = items_in_all(info, total)
     return told + (f", {made / whole:.3g} of all {whole} nodes" if "nodes" in info.sizes else "")
 
@@ -164,10 +192,11 @@ def chosen_items(parts: Parts, how: str, data: RealData, counts: Tensor, seed: i
 def start_items(parts: Parts, data: RealData, counts: Tensor) -> Tree:
     """``counts[g]`` items of every group g from which the synthetic set starts, group by group.
 
-    A group with fewer real items gives them in turns (parts of packed items may be alike).
+    A group with fewer real items gives them in turns (parts of packed items may be alike). Where
+    targets are the items' own, they are ``{"inputs": …, "targets": …}``.
     """
     how, seed = parts.recipe.synthetic.initialise, parts.recipe.run.seed
-    valued = has_values(parts.task)
+    valued = has_values(parts.task) or has_sets(parts.task)
     if how == "noise" and not valued:
         stream = generator(seed, "initialise")
         return parts.modality.noise(int(counts.sum()), parts.info, stream)
@@ -210,6 +239,17 @@ def has_values(task: Any) -> bool:
     return "values" in task.label_kinds
 
 
+def _one_set_each(parts: Parts, sets: Tensor, count: int) -> Tensor:
+    """[M, C] the sets of classes of the stored items, each of which is one item."""
+    if len(sets) != count:
+        raise UserError(
+            "the parts of a packed item would share one set of classes",
+            got=f"task {parts.task.name}, representation {_kind_name(parts.recipe)}",
+            expected="representation direct",
+        )
+    return sets
+
+
 def with_targets(modality: Any, task: str, info: DataInfo) -> Tree:
     """One blank item [1, ...]: the inputs, or inputs and targets where these are values."""
     example = modality.example(info)
@@ -218,8 +258,12 @@ def with_targets(modality: Any, task: str, info: DataInfo) -> Tree:
     return {"inputs": example, "targets": modality.blank_targets(info)}
 
 
+def _kind_name(recipe: Recipe) -> str:
+    return str(recipe.synthetic.representation.kind)
+
+
 def _kind_of(recipe: Recipe) -> type[Representation]:
-    name = recipe.synthetic.representation.kind
+    name = _kind_name(recipe)
     kind: type[Representation] = catalog.load("representation", name, catalog.REPRESENTATIONS)
     return kind
 
@@ -253,46 +297,19 @@ def synthetic_set(
     example = with_targets(parts.modality, parts.task.name, parts.info)
     stored = kind.stored(counts, example, **options)
     groups = torch.repeat_interleave(torch.arange(len(counts)), stored)
-    bounds = bounds_of(parts)
+    bounds, sets = bounds_of(parts), None
     if kind.continuous:
         series = start_series(parts, data, int(counts.sum()))
         representation = kind.of_series(series, example=example, bounds=bounds, **options)
     else:
         values = start_items(parts, data, counts * kind.needs(example, **options))
+        if has_sets(parts.task):
+            values, sets = values["inputs"], _one_set_each(parts, values["targets"], len(groups))
         stream = generator(parts.recipe.run.seed, "representation")
         representation = kind.of_items(values, bounds=bounds, generator=stream, **options)
-    classes = "hard" in parts.task.label_kinds
-    labels = HardLabels(groups) if classes else DerivedLabels()
-    made = assemble(parts, representation, labels, groups, learner)
-    if parts.recipe.synthetic.labels.kind == "relation":
-        made.labels = first_relation(parts, made).to(parts.device)
-    elif parts.recipe.synthetic.labels.kind != "hard" and classes:
-        made.labels = first_labels(parts, made, teacher).to(parts.device)
+    made = assemble(parts, representation, of_items(parts, groups, sets), groups, learner)
+    made.labels = chosen(parts, made, learner, teacher).to(parts.device)
     return made
-
-
-def first_relation(parts: Parts, made: SyntheticSet) -> Labels:
-    """Similarities at their start, of which every stored item has a row and a column.
-
-    Raises `UserError` where a stored item is several, or where the rank is above their number.
-    """
-    options, count = parts.recipe.synthetic.labels, len(made)
-    assert isinstance(options, Relation)
-    if made.representation.expand > 1:
-        raise UserError(
-            "relation labels are between stored items, of which each is one pair",
-            got=f"representation {parts.recipe.synthetic.representation.kind}",
-            expected="representation direct",
-        )
-    if options.rank is not None and options.rank > count:
-        raise UserError(
-            "the rank of the similarities is above the number of pairs",
-            got=options.rank,
-            expected=f"at most {count}, or null for the whole matrix",
-            hint="Set synthetic.labels.rank.",
-        )
-    stream = generator(parts.recipe.run.seed, "relation")
-    return RelationLabels.start(count, options.rank, stream, alpha=options.alpha)
 
 
 def assemble(
@@ -318,23 +335,6 @@ def assemble(
     return made.to(parts.device)
 
 
-@torch.no_grad()
-def first_labels(parts: Parts, made: SyntheticSet, teacher: Teacher | None) -> Labels:
-    """Learned or teacher's labels of the items of `made` as they are."""
-    options = parts.recipe.synthetic.labels.model_dump()
-    learned = options["kind"] == "soft"
-    batch = made.batch()
-    # the experts that a source follows are at hand even where labels are to start without them
-    if teacher is None or options.get("initialise") == "classes":
-        logits = class_logits(batch.groups, parts.info.classes, options["margin"])
-    elif learned:
-        logits = teacher.start(batch, options["margin"])
-    else:
-        logits = teacher.logits(batch).mean(dim=0)
-    logits = per_stored_item(logits, made)
-    return SoftLabels(logits, temperature=options["temperature"], learned=learned)
-
-
 def restore(parts: Parts, tensors: dict[str, Tensor]) -> SyntheticSet:
     """Build the synthetic set that `tensors` (its state dict) describe."""
     kind, options = representation_of(parts)
@@ -342,10 +342,9 @@ def restore(parts: Parts, tensors: dict[str, Tensor]) -> SyntheticSet:
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     example = with_targets(parts.modality, parts.task.name, parts.info)
     representation = kind.of_state(own, example=example, bounds=bounds_of(parts), **options)
-    labels = _restored_labels(parts, tensors)
     made = SyntheticSet(
         representation,
-        labels,
+        restored(parts, tensors),
         tensors["groups"],
         parts.info.classes,
         joint=representation.joint,
@@ -364,19 +363,3 @@ def settled(parts: Parts, synthetic: SyntheticSet) -> SyntheticSet:
     prefix = "representation."
     tensors = {k: v for k, v in synthetic.state_dict().items() if not k.startswith(prefix)}
     return restore(parts, tensors | {f"{prefix}{name}": value for name, value in kept.items()})
-
-
-def _restored_labels(parts: Parts, tensors: dict[str, Tensor]) -> Labels:
-    options = parts.recipe.synthetic.labels.model_dump()
-    if options["kind"] == "relation":
-        own = {k.removeprefix("labels."): v for k, v in tensors.items() if k.startswith("labels.")}
-        return RelationLabels(own, alpha=options["alpha"])
-    if "labels.targets" in tensors:
-        return HardLabels(tensors["labels.targets"])
-    if "hard" not in parts.task.label_kinds:
-        return DerivedLabels()
-    return SoftLabels(
-        tensors["labels.logits"],
-        temperature=options["temperature"],
-        learned=options["kind"] == "soft",
-    )

@@ -16,6 +16,7 @@ from mmdd.real import RealData
 from mmdd.rng import generator
 from mmdd.sources import Drawn
 from mmdd.synthetic import SyntheticSet
+from mmdd.views import augmented, told_apart, views_of
 
 Selector = Callable[["Step"], Tensor]
 """Chooses the real items of a step: returns their indices."""
@@ -32,6 +33,7 @@ class Step:
     generator: the stream that real items are drawn from.
     seed: the run's, for `random`.
     augmentation, draw: one draw per group, shared by the real and the synthetic batch (siamese).
+        Where it gives several views, a group comes once for each of them.
     groups: the groups to compare, or None for all of them.
     """
 
@@ -61,9 +63,8 @@ class Step:
         return self._augmented(self.synthetic.batch(groups=self.groups))
 
     def _augmented(self, batch: Batch) -> Batch:
-        if self.augmentation is None:
-            return batch
-        return batch.with_inputs(self.augmentation(batch.inputs, self.draw, batch.groups))
+        made = augmented(batch, self.augmentation, self.draw, batch.groups)
+        return told_apart(made, views_of(self.augmentation))
 
     def random(self, purpose: str) -> torch.Generator:
         """Numbers for one purpose of this step: the same at every pass and after a resume."""

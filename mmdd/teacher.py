@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mmdd.batch import Batch
 from mmdd.labels import SoftLabels
-from mmdd.learner import Learner
+from mmdd.learner import Learner, Params
 from mmdd.synthetic import SyntheticSet
+from mmdd.task import has_sets
 
 if TYPE_CHECKING:
     from mmdd.experts import Experts
@@ -35,23 +36,32 @@ class Teacher:
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """[E, n, C] logits of every expert."""
-        return torch.stack([self._of_expert(expert, batch) for expert in range(self.count)])
+        ends = (self._end(expert) for expert in range(self.count))
+        return torch.stack([self.learner.outputs(end, batch, train=False) for end in ends])
 
-    def _of_expert(self, expert: int, batch: Batch) -> Tensor:
-        params = self.experts.params(expert, self.experts.epochs, self.learner.device)
-        return self.learner.outputs(params, batch, train=False)
+    @torch.no_grad()
+    def attention(self, batch: Batch) -> Tensor:
+        """[n, H, L] what the experts attend to, on average."""
+        ends = (self._end(expert) for expert in range(self.count))
+        said = [self.learner.attended(end, batch, train=False)["attention"] for end in ends]
+        return torch.stack(said).mean(dim=0)
+
+    def _end(self, expert: int) -> Params:
+        return self.experts.params(expert, self.experts.epochs, self.learner.device)
 
     def start(self, batch: Batch, margin: float) -> Tensor:
         """[n, C] first logits of learned labels: the mean of the experts that are right (DATM).
 
-        Items that none gets right start with `margin` at their class and zero elsewhere.
+        Items that none gets right start with `margin` at their class and zero elsewhere. Where an
+        item has any number of classes, an expert is right class by class.
         """
         logits = self.logits(batch)
-        right = (logits.argmax(dim=2) == batch.groups).to(logits.dtype)[..., None]
+        if has_sets(self.learner.task):
+            right = ((logits > 0) == batch.targets).to(logits.dtype)
+        else:
+            right = (logits.argmax(dim=2) == batch.groups).to(logits.dtype)[..., None]
         mean = (logits * right).sum(dim=0) / right.sum(dim=0).clamp_min(1)
-        return torch.where(
-            right.sum(dim=0) > 0, mean, class_logits(batch.groups, mean.shape[1], margin)
-        )
+        return torch.where(right.sum(dim=0) > 0, mean, wanted_logits(batch, mean.shape[1], margin))
 
     def after_step(self, synthetic: SyntheticSet, number: int) -> None:
         """Renew the labels when step `number` (0-based) was a multiple of `every`."""
@@ -73,6 +83,16 @@ def per_stored_item(values: Tensor, synthetic: SyntheticSet) -> Tensor:
     """[M * expand, C] -> [M, C] mean over the parts of every stored item."""
     expand = synthetic.representation.expand
     return values.unflatten(0, (-1, expand)).mean(dim=1)
+
+
+def wanted_logits(batch: Batch, count: int, margin: float) -> Tensor:
+    """[n, C] logits with `margin` at the classes of each item.
+
+    Zero elsewhere; where an item has any number of classes (bools [n, C]), -`margin`.
+    """
+    if isinstance(batch.targets, Tensor) and batch.targets.dtype == torch.bool:
+        return margin * (2 * batch.targets.float() - 1)
+    return class_logits(batch.groups, count, margin)
 
 
 def class_logits(classes: Tensor, count: int, margin: float) -> Tensor:

@@ -18,6 +18,7 @@ from mmdd.sources import Drawn, ParameterSource, Surroundings
 from mmdd.synthetic import SyntheticSet
 from mmdd.training import Student
 from mmdd.trees import tree_map
+from mmdd.views import augmented
 
 PUBLISHED_LOOPS = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10, 100: 2}
 """Epochs of training between comparisons by items per class (Zhao et al. 2021, `get_loops`; 100 by
@@ -80,7 +81,7 @@ class _Trained(ParameterSource):
             return batch
         stream = self.around.streams["source/augment"]
         draw = self._augmentation.draw(len(batch), stream, shared_op=True)
-        return batch.with_inputs(self._augmentation(batch.inputs, draw))
+        return augmented(batch, self._augmentation, draw)
 
     def _real_batch(self) -> Batch:
         stream = self.around.streams["source/data"]

@@ -625,6 +625,8 @@ def test_card_features_are_those_that_datasets_writes():
             "soft": datasets.List(datasets.Value("float32"), length=3),
             "text": datasets.Value("string"),
             "free": datasets.List(datasets.Value("int64")),
+            "labels": datasets.List(datasets.ClassLabel(names=["yes", "no"])),
+            "nested": datasets.List(datasets.List(datasets.Value("float32")), length=2),
         }
     )
     written = yaml.safe_load(

@@ -56,6 +56,7 @@ LABELS = ("hard", "soft", "teacher")
 # parts that are of graphs, series, clips or pairs alone are tested in their rooms
 OF_ONE_MODALITY = {"pairwise", "bernoulli", "low-rank", "series", "static-dynamic", "key-frames"}
 OF_ONE_TASK = {"relation"}
+OF_SOME_NETS = {"attention"}
 WITH_A_TRAINED_NET = ("real-trained", "pool", "interpolated", "experts")
 EXPERTS = {"count": 2, "epochs": 2, "epoch_steps": 2, "batch_size": 16, "lr": 0.1}
 
@@ -113,7 +114,7 @@ def test_the_product_is_of_everything_that_is_listed():
     assert set(OBJECTIVES) | {"penalty"} == set(catalog.OBJECTIVES)
     assert set(SOURCES) == set(catalog.SOURCES)
     assert set(REPRESENTATIONS) | OF_ONE_MODALITY == set(catalog.REPRESENTATIONS)
-    assert set(LABELS) | OF_ONE_TASK == set(catalog.LABELS)
+    assert set(LABELS) | OF_ONE_TASK | OF_SOME_NETS == set(catalog.LABELS)
 
 
 def refusal(composition: Composition) -> str | None:

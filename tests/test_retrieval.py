@@ -160,6 +160,31 @@ def test_recall_equals_sorting(captions):
     assert extras["gallery_texts"] == 13 * captions
 
 
+def test_any_caption_of_an_image_counts_by_hand():
+    owner = torch.tensor([0, 0, 1, 1, 1, 2, 2])
+    # cosine of every caption (rows) with the images 0, 1, 2
+    texts = torch.tensor(
+        [
+            [0.5, 1.0, 6.0],  # of image 0: third
+            [0.8, 0.2, 0.3],  # of image 0: first
+            [7.0, 4.0, 1.0],  # of image 1: second
+            [8.0, 3.0, 2.0],  # second
+            [9.0, 5.0, 0.0],  # second
+            [1.0, 6.0, 7.0],  # of image 2: first
+            [6.0, 7.0, 8.0],  # first
+        ]
+    )
+    found = recalls({"image": torch.eye(3)[owner], "text": texts}, owner)
+    # image 0: its best caption, 0.8, is behind all five others; image 1: its best, 5, behind 6 and
+    # 7; image 2: 8 is the best of all
+    assert found == pytest.approx(
+        {"TR@1": 1 / 3, "TR@5": 2 / 3, "TR@10": 1, "IR@1": 3 / 7, "IR@5": 1, "IR@10": 1}
+    )
+    # were they seven images of one caption each, equal ones would be wrong answers
+    apart = recalls({"image": torch.eye(3)[owner], "text": texts}, None)
+    assert (apart["IR@1"], apart["TR@1"]) == (0, pytest.approx(1 / 7))
+
+
 def test_ties_count_against():
     same = {"image": torch.ones(20, 2), "text": torch.ones(20, 2)}
     assert set(recalls(same, torch.arange(20)).values()) == {0.0}
@@ -323,7 +348,7 @@ def test_labels_that_the_loss_cannot_read():
 
 def test_a_rank_above_the_number_of_pairs():
     recipe = compose(method="lors", options={"synthetic.items": 5})
-    parts = build.parts(recipe, info("retrieval-wbce"), torch.device("cpu"))
+    parts = build.parts(recipe, info("retrieval"), torch.device("cpu"))
     with pytest.raises(UserError, match="rank of the similarities is above the number of pairs"):
         start.first_relation(parts, with_relation(CASES["coupled"](), 2))
 

@@ -22,6 +22,7 @@ from mmdd.learner import Params
 from mmdd.objectives.inner import InnerTraining, inner_product, reading
 from mmdd.step import Objective, Step, with_gradient
 from mmdd.trees import tree_leaves, tree_map
+from mmdd.views import augmented
 
 Memory = Literal["exact", "unrolled", "tesla"]
 Order = Literal["random", "fixed"]
@@ -252,7 +253,7 @@ class Feed:
     """What the N inner steps of an outer step read: the same at every asking and after a resume.
 
     Every inner step has an augmentation of its own: one op for the batch, with parameters for each
-    item (MTT; not siamese).
+    item (MTT; not siamese). Its loss is the mean over the views, where there are several (CondTSC).
 
     Parameters
     ----------
@@ -306,9 +307,7 @@ class Feed:
         else:
             assert index is not None
             batch = self._synthetic.batch(index.to(self._synthetic.groups.device))
-        if self._augmentation is None:
-            return batch
-        return batch.with_inputs(self._augmentation(batch.inputs, self._draws[number]))
+        return augmented(batch, self._augmentation, self._draws[number])
 
     def collect(self, batch: Batch, gradients: Sequence[Tensor]) -> None:
         """Add the gradients of a batch's learned tensors, in the order of `reading`."""

@@ -1,4 +1,4 @@
-"""Open audio sets: find, split, decode to one rate and length, measure, and keep on a device.
+"""Open audio sets: find, split, decode to one rate and length, measure, and keep.
 
 Shape suffixes: N clips of a part, T samples, M mel bands, F frames.
 """
@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from mmdd.errors import UserError
-from mmdd.files import human_bytes
-from mmdd.modalities.audio import cached
+from mmdd.modalities.audio import cached, streaming
 from mmdd.modalities.audio.cached import Prepared
 from mmdd.modalities.audio.clips import Clips
 from mmdd.modalities.audio.decode import Framing, Header, Tally, after, even, soundfile
@@ -65,9 +64,13 @@ def open_audio(source: Any, options: AudioData, device: torch.device | str = "cp
     soundfile()  # what is distilled in the end is written by it
     opened = open_source(source, options, RawAudio(options))
     parts, names, notes = make_parts(opened, options, "clip")
-    prepared = _prepared(parts, options)
-    notes += _reading_notes(prepared, parts, options)
-    parts, names = _without_failures(parts, names, prepared, notes)
+    prepared = None if options.store == "disk" else _prepared(parts, options)
+    resident, seen = prepared is not None, parts
+    if prepared is None:
+        prepared, seen = _sampled(parts, options)
+        notes.append(streaming.note(parts, seen, options))
+    notes += _reading_notes(prepared, seen, options)
+    parts, names = _without_failures(parts, seen, names, prepared, notes)
     normalisation = _normalise(prepared.reads, options)
     shape = shape_of(prepared.framing, prepared.spectrum)
     info = DataInfo(
@@ -77,36 +80,57 @@ def open_audio(source: Any, options: AudioData, device: torch.device | str = "cp
         shape=shape,
         classes=len(names),
         names=names,
-        fingerprint=_digest(parts, names, prepared, options),
+        fingerprint=_digest(parts, names, prepared, options, resident),
         normalisation=_facts(prepared, normalisation, options),
         columns=dict(opened.columns),
         sizes={role: len(parts.get(role, ())) for role in ("train", "validation", "test")},
         notes=tuple(notes),
     )
-    data = {role: _resident(parts[role], prepared, role, info, device) for role in parts}
+    if resident:
+        data = {role: _resident(parts[role], prepared, role, info, device) for role in parts}
+    else:
+        classes = len(names)
+        data = streaming.streamed(parts, prepared, normalisation, classes, options, device)
     return Splits(data["train"], data.get("validation"), data.get("test"), info)
 
 
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def _prepared(parts: Parts[Clips], options: AudioData) -> Prepared:
-    """Read all parts, or find their spectra where an earlier run left them."""
+def _prepared(parts: Parts[Clips], options: AudioData) -> Prepared | None:
+    """Read all parts, or find their spectra where an earlier run left them; None without room."""
     place = cached.place_of(parts, options) if _cachable(options) else None
     found = None if place is None else cached.load(place)
     if found is None:
-        framing = choose_framing(parts["train"], options)
-        spectrum = choose_spectrum(options, framing) if options.space == "log-mel" else None
-        _require_room(parts, framing, spectrum, options)
+        framing, spectrum = _way(parts, options)
+        if not _has_room(parts, framing, spectrum, options):
+            return None
         reads = {role: _read(part, role, framing, spectrum) for role, part in parts.items()}
         found = Prepared(framing, spectrum, reads)
-    elif place is not None:
-        _require_room(parts, found.framing, found.spectrum, options)
+    elif not _has_room(parts, found.framing, found.spectrum, options):
+        return None
+    else:
         place = None
     _require_few_failures(parts, found, options)
     if place is not None:
         cached.save(place, found)
     return found
+
+
+def _way(parts: Parts[Clips], options: AudioData) -> tuple[Framing, LogMel | None]:
+    framing = choose_framing(parts["train"], options)
+    return framing, choose_spectrum(options, framing) if options.space == "log-mel" else None
+
+
+def _sampled(parts: Parts[Clips], options: AudioData) -> tuple[Prepared, Parts[Clips]]:
+    """Read some clips of every part, evenly spread: those that stay on disk are judged by them."""
+    framing, spectrum = _way(parts, options)
+    most = streaming.SAMPLE_DISK
+    seen = {role: part.take(_spread(len(part), most)) for role, part in parts.items()}
+    reads = {role: _read(part, role, framing, spectrum) for role, part in seen.items()}
+    found = Prepared(framing, spectrum, reads)
+    _require_few_failures(seen, found, options)
+    return found, seen
 
 
 def _cachable(options: AudioData) -> bool:
@@ -173,17 +197,11 @@ def _spread(count: int, most: int) -> Array:
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
-def _require_room(
+def _has_room(
     parts: Parts[Clips], framing: Framing, spectrum: LogMel | None, options: AudioData
-) -> None:
+) -> bool:
     need = 4 * sum(map(len, parts.values())) * math.prod(shape_of(framing, spectrum))
-    if need > options.max_resident_bytes:
-        raise UserError(
-            "the prepared clips are larger than data.max_resident_bytes",
-            got=human_bytes(need),
-            expected=f"at most {human_bytes(options.max_resident_bytes)}",
-            hint="Set data.length or data.rate lower, use data.space=log-mel, or allow more",
-        )
+    return options.store == "device" or need <= options.max_resident_bytes
 
 
 # -- what cannot be read ---------------------------------------------------------------------------
@@ -216,9 +234,21 @@ def _shown(failures: Sequence[str]) -> str:
 
 
 def _without_failures(
-    parts: Parts[Clips], names: tuple[str, ...], prepared: Prepared, notes: list[str]
+    parts: Parts[Clips],
+    seen: Parts[Clips],
+    names: tuple[str, ...],
+    prepared: Prepared,
+    notes: list[str],
 ) -> tuple[Parts[Clips], tuple[str, ...]]:
-    """Take unreadable clips out, and classes that have no training clip without them."""
+    """Take unreadable clips out, and classes that have no training clip without them.
+
+    `seen` are the clips that were read: all of `parts`, or a sample of those that stay on disk.
+    """
+    if seen is not parts:
+        bad = {role: part.rows[~prepared.reads[role].kept] for role, part in seen.items()}
+        prepared.reads = {role: read.take(read.kept) for role, read in prepared.reads.items()}
+        left = {role: part.take(~np.isin(part.rows, bad[role])) for role, part in parts.items()}
+        return keep_trained(left, names, notes, "clip")
     readable = {role: part.take(prepared.reads[role].kept) for role, part in parts.items()}
     reads = {role: read.take(read.kept) for role, read in prepared.reads.items()}
     parts, names = keep_trained(readable, names, notes, "clip")
@@ -273,9 +303,13 @@ def _facts(prepared: Prepared, normalisation: Normalisation, options: AudioData)
 
 
 def _digest(
-    parts: Parts[Clips], names: tuple[str, ...], prepared: Prepared, options: AudioData
+    parts: Parts[Clips],
+    names: tuple[str, ...],
+    prepared: Prepared,
+    options: AudioData,
+    resident: bool,
 ) -> str:
-    """Fingerprint what was decoded, its labels, and the way to inputs.
+    """Fingerprint what was decoded, its labels, and the way to inputs; on disk, rows and sources.
 
     Not the inputs: the last bits of a spectrum depend on the processor.
     """
@@ -286,7 +320,11 @@ def _digest(
     for role, part in parts.items():
         hasher.update(repr((role, len(part))).encode())
         hasher.update(np.ascontiguousarray(part.codes).data)
-        hasher.update(np.ascontiguousarray(prepared.reads[role].digests).data)
+        if resident:
+            hasher.update(np.ascontiguousarray(prepared.reads[role].digests).data)
+        else:
+            hasher.update(part.items.token().encode())
+            hasher.update(np.ascontiguousarray(part.rows).data)
     return hasher.hexdigest()
 
 

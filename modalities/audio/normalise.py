@@ -44,6 +44,12 @@ class Normalisation:
         values -= mean
         values /= std
 
+    def __call__(self, values: Tensor) -> Tensor:
+        """[n, 1, ...] as read -> normalised, on the same device."""
+        pair = (self._column(numbers, values.ndim - 1) for numbers in self._pair())
+        mean, std = (column.to(values.device) for column in pair)
+        return (values - mean) / std
+
     def undo(self, inputs: Tensor) -> Tensor:
         """[n, 1, ...] inputs -> float32 on the CPU in the units of the source."""
         mean, std = (self._column(numbers, inputs.ndim - 1) for numbers in self._pair())

@@ -72,8 +72,16 @@ class AudioData(TableData):
     max_corrupt: Count | Annotated[float, Field(ge=0, le=1)] = Field(
         0.01, description="unreadable clips to tolerate: a fraction (a float) or a number (an int)"
     )
+    store: Literal["auto", "device", "disk"] = Field(
+        "auto",
+        description="'device': prepared once, kept on the device; 'disk': decoded at every read "
+        "by worker processes; 'auto': by `max_resident_bytes`",
+    )
     max_resident_bytes: int = Field(
-        4 * GIB, ge=0, description="largest prepared set, in bytes, to hold on the device"
+        4 * GIB, ge=0, description="largest prepared set, in bytes, that 'auto' keeps on the device"
+    )
+    workers: Count | None = Field(
+        None, description="reading processes; by default one less than the cores, at most 8"
     )
     cache: bool = Field(True, description="keep computed log-mel spectra for the next run")
 

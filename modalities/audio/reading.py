@@ -62,6 +62,17 @@ def shape_of(framing: Framing, spectrum: LogMel | None) -> tuple[int, ...]:
     return (1, spectrum.mels, spectrum.frames(framing.samples))
 
 
+def blank(count: int, framing: Framing, spectrum: LogMel | None) -> Read:
+    """Room for `count` clips."""
+    return Read(
+        np.zeros((count, *shape_of(framing, spectrum)), np.float32),
+        np.zeros(count, np.int64),
+        np.zeros((count, DIGEST_BYTES), np.uint8),
+        np.ones(count, bool),
+        Tally(),
+    )
+
+
 def read_all(
     clips: Clips,
     rows: Array,
@@ -74,17 +85,11 @@ def read_all(
     A clip that cannot be read is zero, not kept, and among the failures of the tally.
     """
     count = len(rows)
-    made = Read(
-        np.zeros((count, *shape_of(framing, spectrum)), np.float32),
-        np.zeros(count, np.int64),
-        np.zeros((count, DIGEST_BYTES), np.uint8),
-        np.ones(count, bool),
-        Tally(),
-    )
+    made = blank(count, framing, spectrum)
 
     def work(start: int) -> tuple[int, Tally]:
         part = slice(start, min(start + CHUNK, count))
-        tally = _read_chunk(clips, rows[part], framing, spectrum, made, part)
+        tally = read_chunk(clips, rows[part], framing, spectrum, made, part)
         return part.stop, tally
 
     threads = 1 if clips.in_memory else min(MOST_THREADS, os.cpu_count() or 1)
@@ -95,9 +100,10 @@ def read_all(
     return made
 
 
-def _read_chunk(
+def read_chunk(
     clips: Clips, rows: Array, framing: Framing, spectrum: LogMel | None, made: Read, part: slice
 ) -> Tally:
+    """Read the clips `rows` into the places `part` of `made`."""
     tally = Tally()
     waves = np.zeros((len(rows), framing.samples), np.float32)
     for place, found in enumerate(clips.read(rows)):

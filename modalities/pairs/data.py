@@ -23,6 +23,7 @@ from mmdd.modalities.pairs import spaces
 from mmdd.modalities.pairs.features import ImageModel
 from mmdd.modalities.pairs.fields import Field, PairItems, Texts, Vectors
 from mmdd.modalities.pairs.memory import PairsInMemory, Side, remember
+from mmdd.modalities.pairs.merge import joined
 from mmdd.modalities.pairs.options import PairData
 from mmdd.modalities.pairs.raw import open_raw
 from mmdd.modalities.pairs.spaces import Space
@@ -93,9 +94,10 @@ def open_pairs(source: Any, options: PairData, device: torch.device | str = "cpu
     ------
     UserError, one line, for anything about the source or the options that cannot be used.
     """
-    opened = open_raw(source, options)
+    merges: list[str] = []
+    opened = joined(open_raw(source, options), options, merges)
     parts, _, notes = make_parts(opened, options, "pair", fewest=1)
-    opening = Opening(parts, options, notes)
+    opening = Opening(parts, options, merges + notes)
     device = torch.device(device)
     model = None if options.image_model is None else ImageModel(options.image_model, device)
     _read(opening, model)

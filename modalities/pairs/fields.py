@@ -54,10 +54,17 @@ Field = Pixels | Vectors | Texts
 
 @dataclasses.dataclass(frozen=True)
 class PairItems:
-    """Both fields of a split, item by item."""
+    """Both fields of a split, item by item.
+
+    Attributes
+    ----------
+    keys: [N] what tells which items are one, None for an item of its own; or None where nothing
+        was named: then the first field itself tells.
+    """
 
     first: Field
     second: Field
+    keys: Sequence[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.first)

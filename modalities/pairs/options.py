@@ -29,6 +29,16 @@ class PairData(TableData):
         None,
         description="column of the second field: a caption, a list of captions, or ready vectors",
     )
+    group: str | None = Field(
+        None,
+        description="column that tells which rows are of one item, e.g. its file name or number; "
+        "by default rows with the same image are",
+    )
+    merge: bool = Field(
+        True,
+        description="make the rows of one item one, with all of their captions; false keeps every "
+        "row apart, so that other captions of an image count as wrong",
+    )
     image_space: Literal["features", "pixels"] = Field(
         "features", description="of images: vectors of a frozen encoder, or the pixels themselves"
     )
@@ -77,6 +87,10 @@ class PairData(TableData):
             raise ValueError("data.names must be two different plain words")
         if self.image is not None and self.image == self.text:
             raise ValueError("data.image and data.text name the same column")
+        if self.group is not None and not self.merge:
+            raise ValueError("data.group says which rows to merge, data.merge=false to merge none")
+        if self.group is not None and self.group == self.text:
+            raise ValueError("data.group and data.text name the same column")
         if self.image_model is not None and self.image_space == "pixels":
             raise ValueError("data.image_model makes features: image_space=pixels reads no model")
         if self.text_model is not None and self.text_space == "tokens":

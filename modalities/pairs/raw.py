@@ -70,6 +70,13 @@ def open_raw(source: Any, options: PairData) -> Opened[PairItems]:
         opened = open_source(source, options, RawPairs(options), Unlabelled())
         columns = {k: v for k, v in opened.columns.items() if k != "label"}
         return dataclasses.replace(opened, columns=columns)
+    if options.group is not None:
+        raise UserError(
+            "data.group names a column, and these data have none",
+            got=type(source),
+            expected="a datasets.Dataset or a DataFrame",
+            hint="Without data.group, items with the same first half are one.",
+        )
     splits = {options.train_split: source}
     if isinstance(source, Mapping) and set(source) != set(options.names):
         splits = {str(name): split for name, split in source.items()}
@@ -146,10 +153,16 @@ def require_one_to_one(first: Field, second: Field, options: PairData, split: st
 
 @dataclasses.dataclass(frozen=True)
 class PairColumns:
-    """The chosen columns, and how the first one is read where it holds images."""
+    """The chosen columns, and how the first one is read where it holds images.
+
+    Attributes
+    ----------
+    group: the column that tells which rows are one item, where one is named.
+    """
 
     names: Mapping[str, str]
     image: ImageColumn | None
+    group: str | None = None
 
     def read(self, dataset: datasets.Dataset, split: str, root: str) -> PairItems:
         """Return the pairs of one split."""
@@ -157,9 +170,13 @@ class PairColumns:
         for field, name in self.names.items():
             require_column(name, features, f"{field} column in split {split!r}")
         first, second = self.names.values()
+        keys = None
+        if self.group is not None:
+            require_column(self.group, features, f"group column in split {split!r}")
+            keys = stored(dataset, self.group).to_pylist()
         if self.image is None:
-            return PairItems(_column(dataset, first), _column(dataset, second))
-        return PairItems(self.image.read(dataset, split, root), _column(dataset, second))
+            return PairItems(_column(dataset, first), _column(dataset, second), keys)
+        return PairItems(self.image.read(dataset, split, root), _column(dataset, second), keys)
 
 
 def _column(dataset: datasets.Dataset, name: str) -> Field:
@@ -185,9 +202,10 @@ class RawPairs(Reader[PairItems]):
         Errors: UserError when a given one is unknown or unfit, when none fits, or several do.
         """
         features = flat(dataset.features)
-        for given in (self.options.image, self.options.text):
+        for given in (self.options.image, self.options.text, self.options.group):
             if given is not None:
                 require_column(given, features, "column")
+        _require_key(features, self.options.group)
         second = self.options.text or self._second(dataset)
         if not (is_texts(features[second]) or is_vector(features[second])):
             raise UserError(
@@ -199,7 +217,8 @@ class RawPairs(Reader[PairItems]):
         if first == second:
             raise UserError("both fields would be the same column", got=first,
                             hint=f"{choose_with('image')} and {choose_with('text')}")  # fmt: skip
-        return PairColumns(dict(zip(self.options.names, (first, second), strict=True)), image)
+        names = dict(zip(self.options.names, (first, second), strict=True))
+        return PairColumns(names, image, self.options.group)
 
     def _first(self, dataset: datasets.Dataset, second: str) -> tuple[str, ImageColumn | None]:
         features, given = flat(dataset.features), self.options.image
@@ -226,7 +245,9 @@ class RawPairs(Reader[PairItems]):
         free = [
             name
             for name, feature in features.items()
-            if name != self.options.image and is_texts(feature) and not name.startswith("__")
+            if name not in (self.options.image, self.options.group)
+            and is_texts(feature)
+            and not name.startswith("__")
         ]
         free = [name for name in free if not _names_files(dataset, name)]
         named = [name for name in free if name.rsplit(".", 1)[-1].lower() in CAPTION_NAMES]
@@ -257,6 +278,19 @@ class RawPairs(Reader[PairItems]):
     def collect(self, items: list[Any]) -> PairItems:
         """Not asked for: see `open_raw`."""
         raise AssertionError("pairs from Python are taken apart before")
+
+
+def _require_key(features: Mapping[str, Any], name: str | None) -> None:
+    """Refuse a group column whose values cannot tell rows apart."""
+    if name is None:
+        return
+    whole = getattr(features[name], "dtype", "").startswith(("int", "uint"))
+    if not (is_text(features[name]) or whole):
+        raise UserError(
+            f"column {name!r} cannot tell which rows are one item",
+            got=str(features[name]),
+            expected="strings or whole numbers, e.g. a file name or an id",
+        )
 
 
 def _by_name(found: list[str], *words: str) -> str:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MOST_SHOWN = 24
-LONGEST = 90  # letters of a text in the picture
+MOST_WRITTEN = 48  # lines beneath the maps, in two columns
+LONGEST = 82  # letters of a line in the picture
 MOST_REAL = 2000
 CHUNK = 2048
 INK, REAL, MADE = "#1a1a1a", "#b4b4b4", "#c2410c"
@@ -190,16 +191,16 @@ def picture(inputs: Tree, targets: Tree, info: DataInfo, path: str | Path) -> No
     """Draw the pairs into a PNG: images beside their texts, or two maps with the texts beneath.
 
     A map shows two principal components of a field; real training items are small points, as far
-    as the data is open here. At most 24 pairs are written out, and it says so.
+    as the data is open here. At most 24 images or 48 texts are written out, and it says so.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     inputs = tree_map(lambda leaf: leaf.detach().cpu(), inputs)
     real = recall(info.fingerprint)
-    lines = _lines(inputs, info, real)
     pixels = [n for n, f in info.normalisation["fields"].items() if f["kind"] == "pixels"]
-    height = 1.6 * -(-min(len(lines), MOST_SHOWN) // 4) if pixels else 5 + 0.14 * len(lines)
+    lines = _lines(inputs, real, MOST_SHOWN if pixels else MOST_WRITTEN)
+    height = 1.6 * -(-min(len(lines), MOST_SHOWN) // 4) if pixels else 5 + _beneath(lines)
     figure = Figure(figsize=(11, max(3.0, height)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     source = public_name(info.source)
@@ -215,19 +216,25 @@ def _count(inputs: Tree) -> int:
     return len(flat(next(iter(inputs.values()))))
 
 
-def _lines(inputs: Tree, info: DataInfo, real: PairsInMemory | None) -> list[str]:
-    """One line per pair: the nearest training text, or its number alone."""
+def _lines(inputs: Tree, real: PairsInMemory | None, most: int) -> list[str]:
+    """One line for each of the first `most` pairs: its nearest training text and the distance."""
     count = _count(inputs)
     found = None if real is None else nearest_texts(inputs, real)
     if found is None:
-        return [f"pair {number}" for number in range(count)][:MOST_SHOWN]
-    shown = [
-        f"{number}: {' '.join(text.split())} ({far:.2f})"
-        for number, (text, far) in enumerate(zip(*found, strict=True))
-    ]
-    cut = [line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…" for line in shown]
-    more = [f"… and {count - MOST_SHOWN} more"] if count > MOST_SHOWN else []
-    return cut[:MOST_SHOWN] + more
+        return [f"pair {number}" for number in range(min(count, most))]
+    lines = [_line(*told) for told in zip(range(min(count, most)), *found, strict=False)]
+    return lines + ([f"… and {count - most} more"] if count > most else [])
+
+
+def _line(number: int, text: str, far: float) -> str:
+    words, end = f"{number}: {' '.join(text.split())}", f" ({far:.2f})"
+    room = LONGEST - len(end)
+    return (words if len(words) <= room else f"{words[: room - 1]}…") + end
+
+
+def _beneath(lines: list[str]) -> float:
+    """Inches that the lines take in two columns, with a heading."""
+    return 0.14 * (-(-len(lines) // 2) + 1.5)
 
 
 def _draw_images(figure: Any, images: list[Image.Image], lines: list[str]) -> None:
@@ -246,7 +253,7 @@ def _draw_images(figure: Any, images: list[Image.Image], lines: list[str]) -> No
 def _draw_maps(
     figure: Any, inputs: Tree, info: DataInfo, real: PairsInMemory | None, lines: list[str]
 ) -> None:
-    grid = figure.add_gridspec(2, 2, height_ratios=[5, max(0.14 * len(lines), 0.2)])
+    grid = figure.add_gridspec(2, 2, height_ratios=[5, _beneath(lines)])
     for place, name in enumerate(info.normalisation["fields"]):
         vectors = flat(inputs[name]).float().numpy()
         others = None
@@ -255,9 +262,14 @@ def _draw_maps(
             rows = torch.linspace(0, count - 1, min(count, MOST_REAL)).long().to(real.device)
             others = flat(side.read(rows)).float().cpu().numpy()
         _draw_map(figure.add_subplot(grid[0, place]), name, vectors, others)
-    ax = figure.add_subplot(grid[1, :])
-    ax.axis("off")
-    ax.text(0, 1, "\n".join(lines), va="top", fontsize=7, color=INK, parse_math=False)
+        half = -(-len(lines) // 2)
+        column = lines[half:] if place else lines[:half]
+        ax = figure.add_subplot(grid[1, place])
+        ax.axis("off")
+        near = real is not None and bool(real.words)
+        if near and place == 0:
+            ax.set_title("nearest training texts (distance)", fontsize=7, color=INK, loc="left")
+        ax.text(0, 1, "\n".join(column), va="top", fontsize=7, color=INK, parse_math=False)
 
 
 def _draw_map(ax: Axes, name: str, vectors: Array, others: Array | None) -> None:
@@ -271,8 +283,8 @@ def _draw_map(ax: Axes, name: str, vectors: Array, others: Array | None) -> None
         ax.scatter(spots[:, 0], spots[:, 1], s=5, c=REAL, linewidths=0, label="real")
     spots = (vectors - mean) @ plane.T
     ax.scatter(spots[:, 0], spots[:, 1], s=28, c=MADE, edgecolors=INK, label="synthetic")
-    for number, (x, y) in enumerate(spots[:MOST_SHOWN]):
-        ax.annotate(str(number), (x, y), fontsize=6, color=INK)
+    for number, place in enumerate(spots[:MOST_WRITTEN].tolist()):
+        ax.annotate(str(number), place, (3.5, 2), textcoords="offset points", fontsize=6, color=INK)
     ax.set_title(f"{name}: two principal components", fontsize=9)
     ax.set_xticks([])
     ax.set_yticks([])

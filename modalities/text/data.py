@@ -17,6 +17,7 @@ from torch import Tensor
 from mmdd.errors import UserError
 from mmdd.modalities.tables.arrays import Array
 from mmdd.modalities.tables.parts import Parts, keep_trained, make_parts
+from mmdd.modalities.tables.sets import ClassesOrSets, LabelSets, has_label_sets, set_targets
 from mmdd.modalities.tables.sources import open_source
 from mmdd.modalities.text import models, table
 from mmdd.modalities.text.embed import SentenceEncoder, misfit
@@ -64,6 +65,35 @@ class Opening:
 
 
 @dataclasses.dataclass(frozen=True)
+class Aims:
+    """What is to be predicted, part by part.
+
+    Attributes
+    ----------
+    targets: [N] classes, or [N, C] bools where a text has any number of labels.
+    groups: [N] int64.
+    names: of the groups.
+    facts: what ``DataInfo.normalisation`` tells of them.
+    """
+
+    task: str
+    targets: Mapping[str, Tensor]
+    groups: Mapping[str, Tensor]
+    names: tuple[str, ...]
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, opening: Opening) -> Aims:
+        """Take the parts' classes, or their sets of labels."""
+        if has_label_sets(opening.parts):
+            sets = set_targets(opening.parts, opening.notes)
+            facts = {"labels": len(sets.labels)}
+            return cls("multi-label", sets.targets, sets.groups, sets.names, facts)
+        codes = {role: torch.from_numpy(part.codes) for role, part in opening.parts.items()}
+        return cls("classification", codes, codes, opening.names, {})
+
+
+@dataclasses.dataclass(frozen=True)
 class Read:
     """Parts as stored on the device, and the space they are in.
 
@@ -101,22 +131,24 @@ def open_text(source: Any, options: TextData, device: torch.device | str = "cpu"
     ------
     UserError, one line, for anything about the source or the options that cannot be used.
     """
-    opened = open_source(source, options, RawTexts(options))
-    parts, names, notes = make_parts(opened, options, "text")
+    labels = ClassesOrSets(sets=options.task == "multi-label", columns=options.labels or ())
+    opened = open_source(source, options, RawTexts(options), labels)
+    sets = any(isinstance(split.labels, LabelSets) for split in opened.splits.values())
+    parts, names, notes = make_parts(opened, options, "text", fewest=1 if sets else 2)
     opening = _read_items(Opening(parts, names, notes))
+    aims = Aims.of(opening)
     space = _space(opening, options)
     device = torch.device(device)
     build = {"tokens": _tokens, "sentence": _sentences, "column": _vectors}[space]
     read = build(opening, options, device)
-    digest = _digest(opening, read)
+    digest = _digest(opening, read, aims)
     data: dict[str, TextsInMemory] = {}
-    for role, part in opening.parts.items():
-        codes = torch.from_numpy(part.codes)
+    for role in opening.parts:
         data[role] = TextsInMemory(
             read.values[role],
-            codes,
-            codes,
-            len(opening.names),
+            aims.targets[role],
+            aims.groups[role],
+            len(aims.names),
             prepare=read.prepare,
             device=device,
         )
@@ -124,13 +156,13 @@ def open_text(source: Any, options: TextData, device: torch.device | str = "cpu"
     remember(digest, data["train"])
     info = DataInfo(
         modality="text",
-        task="classification",
+        task=aims.task,
         source=opened.name,
         shape=read.shape,
-        classes=len(opening.names),
-        names=opening.names,
+        classes=len(aims.names),
+        names=aims.names,
         fingerprint=digest,
-        normalisation=read.facts,
+        normalisation={**read.facts, **aims.facts},
         columns=dict(opened.columns),
         sizes={role: len(data.get(role, ())) for role in ROLES},
         notes=tuple(opening.notes),
@@ -156,7 +188,8 @@ def _read_items(opening: Opening) -> Opening:
     if empty:
         opening.notes.append(f"{empty} empty texts dropped")
     after = dict(opening.parts)
-    opening.parts, opening.names = keep_trained(after, opening.names, opening.notes, "text")
+    if not has_label_sets(after):
+        opening.parts, opening.names = keep_trained(after, opening.names, opening.notes, "text")
     for role, part in opening.parts.items():
         kept = np.isin(after[role].rows, part.rows)
         if role in texts:
@@ -295,17 +328,17 @@ def _standardised(
     return Read(stored, prepare, (sizes["train"],), facts, tensors, key)
 
 
-def _digest(opening: Opening, read: Read) -> str:
+def _digest(opening: Opening, read: Read, aims: Aims) -> str:
     """Fingerprint of classes, labels, stored values and what the space is made from.
 
     Vectors that were computed here are told by their texts and encoder: another machine rounds
     otherwise.
     """
     hasher = hashlib.sha256(read.key)
-    hasher.update(repr((read.shape, opening.names, read.facts["space"])).encode())
+    hasher.update(repr((read.shape, aims.names, read.facts["space"])).encode())
     for role, part in opening.parts.items():
         hasher.update(repr((role, len(part))).encode())
-        hasher.update(np.ascontiguousarray(part.codes).data)
+        hasher.update(np.ascontiguousarray(aims.targets[role].numpy()).data)
         if read.facts["space"] == "sentence":
             continue
         stored = read.values[role]

@@ -37,7 +37,12 @@ def build(options: Any, info: DataInfo) -> nn.Module:
         return _pretrained(chosen, info)
     if name not in ENCODERS:
         raise unknown_name("encoder", name, [*ENCODERS, "auto", "transformers"])
-    return ENCODERS[name](tuple(info.shape), info.classes, **chosen)
+    return ENCODERS[name](tuple(info.shape), outputs_of(info), **chosen)
+
+
+def outputs_of(info: DataInfo) -> int:
+    """Logits of an encoder: one per class, or per label where a text has any number of them."""
+    return int(info.normalisation.get("labels", info.classes))
 
 
 def _pretrained(chosen: dict[str, Any], info: DataInfo) -> nn.Module:
@@ -62,7 +67,7 @@ def _pretrained(chosen: dict[str, Any], info: DataInfo) -> nn.Module:
     if model != own and own is not None and not chosen["fresh"]:
         _require_same_table(model, own, info)
     scale = float(info.normalisation.get("scale", 1.0))
-    return Pretrained(tuple(info.shape), info.classes, model=model, scale=scale, **chosen)
+    return Pretrained(tuple(info.shape), outputs_of(info), model=model, scale=scale, **chosen)
 
 
 def _require_same_table(model: str, own: str, info: DataInfo) -> None:

@@ -26,7 +26,12 @@ class TextEncoder(nn.Module):
     Parameters
     ----------
     shape: of one item, (L, h) for tokens or (D,) for a vector.
+
+    A net that tells where it looks has an `attention_shape` and the method ``attended``.
     """
+
+    attention_shape: tuple[int, int] | None = None
+    """Heads H and positions L of ``attended(inputs)["attention"]`` [n, H, L]."""
 
     def __init__(self, shape: tuple[int, ...], features: int, classes: int) -> None:
         super().__init__()
@@ -53,10 +58,55 @@ def masked(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return values * mask.unsqueeze(-1).to(values.dtype), mask
 
 
+def shown(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """`masked`, without the last positions, where no item of the batch shows anything.
+
+    So a net's time grows with the texts and not with what they are padded to.
+    """
+    end = _end(inputs["mask"])
+    return masked({name: inputs[name][:, :end] for name in ("values", "mask")})
+
+
+def _end(mask: Tensor) -> int:
+    """One more than the last position that an item of `mask` [n, L] shows; at least 1.
+
+    L where values cannot be looked at: while code is compiled, and for masks mapped by vmap.
+    """
+    length = mask.shape[1]
+    if torch.compiler.is_compiling():
+        return length
+    places = torch.arange(1, length + 1, device=mask.device)
+    try:
+        return max(1, int((places * mask.any(dim=0)).max()))
+    except RuntimeError:
+        return length
+
+
+def looked_at(weights: Tensor, mask: Tensor, length: int, *, first: bool = False) -> Tensor:
+    """[n, H, length] shares of the positions in what a net makes of an item.
+
+    Where the `first` position alone is read, that is its row: the attention that [CLS] pays
+    (Maekawa et al. 2023). Where the shown positions are averaged, it is the mean of their rows,
+    by which the values of all positions stand in the average.
+
+    Parameters
+    ----------
+    weights: [n, H, l, l] attention of each position (rows) to each (columns), l <= `length`:
+        positions that no item of the batch shows are left out, and get none.
+    mask: [n, l].
+    """
+    if first:
+        found = weights[:, :, 0]
+    else:
+        rows = mask[:, None, :, None].to(weights.dtype)
+        found = (weights * rows).sum(dim=2) / rows.sum(dim=2).clamp_min(1)
+    return F.pad(found, (0, length - found.shape[-1]))
+
+
 def pooled(inputs: Tree) -> Tensor:
     """[n, D] a vector as it is, or the mean of token embeddings."""
     if isinstance(inputs, dict):
-        values, mask = masked(inputs)
+        values, mask = shown(inputs)
         return masked_mean(values, mask)
     return inputs
 
@@ -127,13 +177,13 @@ class TextCNN(TextEncoder):
 
     def layers(self, inputs: Tree) -> list[Tensor]:
         """The largest values of all filters."""
-        values, mask = masked(inputs)
-        x, shown = values.mT, mask.unsqueeze(1)
+        values, mask = shown(inputs)
+        x, counted = values.mT, mask.unsqueeze(1)
         found = []
         for block, size in zip(self.blocks, self.kernels, strict=True):
             maps = F.relu(block(F.pad(x, ((size - 1) // 2, size // 2))))
             # ReLU's values are not negative: zero is the lowest
-            found.append((maps * shown.to(maps.dtype)).amax(dim=2))
+            found.append((maps * counted.to(maps.dtype)).amax(dim=2))
         return [torch.cat(found, dim=1)]
 
 
@@ -161,7 +211,7 @@ class GRU(TextEncoder):
 
     def layers(self, inputs: Tree) -> list[Tensor]:
         """The mean of the states of both ways."""
-        values, mask = masked(inputs)
+        values, mask = shown(inputs)
         ways = [
             self._read(values, mask, inward, onward, backwards=bool(way))
             for way, (inward, onward) in enumerate(zip(self.inward, self.onward, strict=True))
@@ -175,13 +225,13 @@ class GRU(TextEncoder):
         given = inward(values)
         state = given.new_zeros(len(values), self.width)
         total = torch.zeros_like(state)
-        shown = mask.to(given.dtype)
+        weight = mask.to(given.dtype)
         for step in reversed(steps) if backwards else steps:
-            keep = shown[:, step : step + 1]
+            keep = weight[:, step : step + 1]
             new = self._cell(given[:, step], onward(state), state)
             state = state + keep * (new - state)
             total = total + keep * state
-        return total / shown.sum(dim=1, keepdim=True).clamp_min(1)
+        return total / weight.sum(dim=1, keepdim=True).clamp_min(1)
 
     def _cell(self, given: Tensor, carried: Tensor, state: Tensor) -> Tensor:
         reset, update, new = given.chunk(3, dim=1)
@@ -204,24 +254,28 @@ class Block(nn.Module):
         self.mixed, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[n, L, W] -> [n, L, W]; positions that `mask` [n, L] hides are not attended to."""
-        x = x + self.out(self._attend(self.mixed(self.norms[0](x)), mask))
-        found: Tensor = x + self.down(F.gelu(self.up(self.norms[1](x))))
-        return found
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, L, W] -> [n, L, W], and the attention [n, H, L, L] of each position to each.
+
+        Positions that `mask` [n, L] hides are not attended to.
+        """
+        read, weights = self._attend(self.mixed(self.norms[0](x)), mask)
+        x = x + self.out(read)
+        return x + self.down(F.gelu(self.up(self.norms[1](x)))), weights
 
     def extra_repr(self) -> str:
         """What the layers do not show: recorded experts are told apart by what a net says."""
         return f"heads={self.heads}"
 
-    def _attend(self, mixed: Tensor, mask: Tensor) -> Tensor:
+    def _attend(self, mixed: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         query, key, value = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in mixed.chunk(3, dim=2)
         )
         scores = query @ key.mT / query.shape[-1] ** 0.5
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~mask[:, None, None, :], lowest)
-        return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
+        weights = scores.softmax(dim=-1)
+        return (weights @ value).transpose(1, 2).flatten(2), weights
 
 
 class Transformer(TextEncoder):
@@ -246,17 +300,29 @@ class Transformer(TextEncoder):
         self.blocks = nn.ModuleList(Block(width, heads, inner) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.register_buffer("positions", sines(length, width), persistent=False)
+        self.attention_shape = (heads, length)
 
     def layers(self, inputs: Tree) -> list[Tensor]:
         """Means over the positions after every block; the last one is normalised first."""
-        values, mask = masked(inputs)
+        return self._read(inputs)[0]
+
+    def attended(self, inputs: Tree) -> dict[str, Tensor]:
+        """``logits``, and the last block's ``attention`` [n, H, L]; see `looked_at`."""
+        layers, weights = self._read(inputs)
+        mask = shown(inputs)[1]
+        attention = looked_at(weights, mask, inputs["mask"].shape[1])
+        return {"logits": self.classifier(layers[-1]), "attention": attention}
+
+    def _read(self, inputs: Tree) -> tuple[list[Tensor], Tensor]:
+        """`layers`, and the attention [n, H, L, L] of the last block."""
+        values, mask = shown(inputs)
         x = self.stem(values) + self.positions[: values.shape[1]].to(values.dtype)
         found = []
         for number, block in enumerate(self.blocks):
-            x = block(x, mask)
+            x, weights = block(x, mask)
             last = number == len(self.blocks) - 1
             found.append(masked_mean(self.norm(x) if last else x, mask))
-        return found
+        return found, weights
 
 
 def sines(length: int, width: int) -> Tensor:

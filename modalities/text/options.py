@@ -49,6 +49,12 @@ class TextData(TableData):
     length: Positive | None = Field(
         None, description="most tokens of a text; by default what 95% need, 128 at most"
     )
+    task: Literal["classification", "multi-label"] | None = Field(
+        None, description="the recipe's task; a column of lists of labels makes it multi-label"
+    )
+    labels: list[str] | None = Field(
+        None, min_length=2, description="columns of 0 and 1, one for every label of a text"
+    )
     pooling: Literal["mean", "cls"] = Field(
         "mean", description="what of the model's last layer is the sentence vector"
     )
@@ -60,6 +66,10 @@ class TextData(TableData):
             raise ValueError("space 'sentence' needs data.model, a transformers encoder")
         if self.embedding is not None and self.space in ("tokens", "sentence"):
             raise ValueError(f"data.embedding gives ready vectors, not space {self.space!r}")
+        if self.labels is not None and self.label is not None:
+            raise ValueError("data.label names one column, data.labels several: give one of them")
+        if self.labels is not None and len(set(self.labels)) < len(self.labels):
+            raise ValueError("data.labels names a column twice")
         if self.text == []:
             raise ValueError("data.text names no column")
         return self

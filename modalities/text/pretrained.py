@@ -17,7 +17,7 @@ from torch.func import functional_call
 from mmdd.errors import UserError
 from mmdd.modalities.text import models
 from mmdd.modalities.text.embed import masked_mean
-from mmdd.modalities.text.nets import TextEncoder, masked, require_tokens
+from mmdd.modalities.text.nets import TextEncoder, looked_at, require_tokens, shown
 from mmdd.trees import Tree
 
 PROBE = 4  # positions of the item by which masks are chosen and unused parameters told
@@ -99,27 +99,65 @@ class Pretrained(TextEncoder):
 
     def _run(self, values: Tensor, mask: Tensor, tuned: Mapping[str, Tensor]) -> list[Tensor]:
         """Hidden states [n, L, D] of every layer, the embeddings left out."""
+        output = self._output(values, mask, tuned, output_hidden_states=True)
+        return [*output.hidden_states[1:-1], output.last_hidden_state]
+
+    def _output(
+        self, values: Tensor, mask: Tensor, tuned: Mapping[str, Tensor], **asked: bool
+    ) -> Any:
         arguments = {
             "inputs_embeds": values * self.scale,
             "attention_mask": self._mask_of(mask, values.dtype),
-            "output_hidden_states": True,
             "return_dict": True,
+            **asked,
         }
-        output = functional_call(self._body[0], dict(tuned), (), arguments)
-        return [*output.hidden_states[1:-1], output.last_hidden_state]
+        return functional_call(self._body[0], dict(tuned), (), arguments)
+
+    @functools.cached_property
+    def attention_shape(self) -> tuple[int, int] | None:  # type: ignore[override]
+        """Heads of the last layer and positions; None for a body that tells no attention."""
+        values, mask = _probe(self.shape[1])
+        like = next(self._body[0].parameters())
+        values, mask = values.to(like), mask.to(like.device)
+        try:
+            with torch.no_grad():
+                output = self._output(values, mask, {}, output_attentions=True)
+            weights = output.attentions[-1]
+            return (weights.shape[1], self.shape[0]) if weights.ndim == 4 else None
+        except (AttributeError, TypeError, IndexError, ValueError):
+            return None
+
+    def attended(self, inputs: Tree) -> dict[str, Tensor]:
+        """``logits``, and the last layer's ``attention`` [n, H, L]; see `looked_at`."""
+        values, mask = shown(inputs)
+        own, tuned = self._weights(values)
+        output = self._output(values.to(own), mask, tuned, output_attentions=True)
+        features = self._pool(output.last_hidden_state, mask).to(values.dtype)
+        attention = looked_at(
+            output.attentions[-1],
+            mask,
+            inputs["mask"].shape[1],
+            first=self.pooling == "cls",
+        )
+        return {"logits": self.classifier(features), "attention": attention.to(values.dtype)}
 
     def layers(self, inputs: Tree) -> list[Tensor]:
         """The pooled output of every layer."""
-        values, mask = masked(inputs)
+        values, mask = shown(inputs)
+        own, tuned = self._weights(values)
+        return [
+            self._pool(states, mask).to(values.dtype)
+            for states in self._run(values.to(own), mask, tuned)
+        ]
+
+    def _weights(self, values: Tensor) -> tuple[torch.dtype, dict[str, Tensor]]:
+        """What the body computes in, and its weights by name, for inputs like `values`."""
         # a body of 32 bits reads rounded weights and inputs, but computes in its own precision
         own = torch.promote_types(values.dtype, next(self._body[0].parameters()).dtype)
         tuned = {name.replace("/", "."): leaf.to(own) for name, leaf in self.tuned.items()}
         if own == torch.float64:
             tuned = {n: v.double() for n, v in self._body[0].named_parameters()} | tuned
-        return [
-            self._pool(states, mask).to(values.dtype)
-            for states in self._run(values.to(own), mask, tuned)
-        ]
+        return own, tuned
 
     def _pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         return hidden[:, 0] if self.pooling == "cls" else masked_mean(hidden, mask)

@@ -16,6 +16,7 @@ from torch import Tensor
 from mmdd.card import public_name
 from mmdd.errors import UserError
 from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.sets import NO_LABEL, rarest
 from mmdd.modalities.text import models
 from mmdd.modalities.text.neighbours import (
     TextsInMemory,
@@ -27,6 +28,7 @@ from mmdd.modalities.text.neighbours import (
 from mmdd.modalities.text.space import Lookup, Standardise
 from mmdd.modalities.text.tokenise import OwnTokeniser, Tokeniser, stored_model
 from mmdd.modality import DataInfo
+from mmdd.task import guided
 from mmdd.trees import Tree, tree_map
 
 if TYPE_CHECKING:
@@ -101,33 +103,31 @@ def _tokeniser(info: DataInfo) -> Tokeniser:
 
 
 def to_columns(
-    inputs: Tree, targets: Tensor, info: DataInfo
+    inputs: Tree, targets: Tree, info: DataInfo
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """Return the columns and ``datasets`` features that a user reads without this package.
 
     Parameters
     ----------
     inputs: vectors [M, D], or token embeddings.
-    targets: [M] class numbers, or [M, K] soft labels.
+    targets: [M] class numbers, [M, K] soft labels, or [M, K] bools where a text has any number of
+        labels; or a dict with these under ``classes``, what else it holds being left out.
 
     ``embedding``: vectors in the units of the source (token embeddings are not written out: they
     mean nothing without the encoder, and the exact ones are in the safetensors file). ``label``,
-    and ``soft_label`` where labels are soft. ``nearest_text`` and ``nearest_distance``: the
+    and ``soft_label`` where labels are soft; ``labels``, a list, where there is any number of them
+    (with soft ones those of a half or more). ``nearest_text`` and ``nearest_distance``: the
     training text whose vector (or mean token embedding) is nearest, while the data is open.
     ``tokens`` and ``token_distances``: the nearest token of every position.
     """
-    from datasets import ClassLabel, List, Value
+    from datasets import List, Value
 
     columns: dict[str, list[Any]] = {}
     features: dict[str, Any] = {}
     if isinstance(inputs, Tensor):
         columns["embedding"] = in_units(inputs, info).tolist()
         features["embedding"] = List(Value("float32"), length=inputs.shape[1])
-    columns["label"] = _class_numbers(targets).tolist()
-    features["label"] = ClassLabel(names=list(info.names))
-    if targets.ndim == 2:
-        columns["soft_label"] = targets.detach().cpu().float().tolist()
-        features["soft_label"] = List(Value("float32"), length=targets.shape[1])
+    _add_labels(columns, features, _classes_of(targets), info)
     words = in_words(inputs, info)
     if words.texts is not None:
         columns["nearest_text"], columns["nearest_distance"] = words.texts
@@ -137,6 +137,32 @@ def to_columns(
         features["tokens"] = List(Value("string"))
         features["token_distances"] = List(Value("float32"))
     return columns, features
+
+
+def _add_labels(
+    columns: dict[str, list[Any]], features: dict[str, Any], targets: Tensor, info: DataInfo
+) -> None:
+    from datasets import ClassLabel, List, Value
+
+    if _several(info):
+        columns["labels"] = [row.nonzero().flatten().tolist() for row in targets.cpu() >= 0.5]
+        features["labels"] = List(ClassLabel(names=list(info.names[: targets.shape[1]])))
+    else:
+        columns["label"] = _class_numbers(targets).tolist()
+        features["label"] = ClassLabel(names=list(info.names))
+    if targets.is_floating_point():
+        columns["soft_label"] = targets.detach().cpu().float().tolist()
+        features["soft_label"] = List(Value("float32"), length=targets.shape[1])
+
+
+def _several(info: DataInfo) -> bool:
+    """True where a text has any number of labels."""
+    return "labels" in info.normalisation
+
+
+def _classes_of(targets: Tree) -> Tensor:
+    found: Tensor = targets["classes"] if guided(targets) else targets
+    return found
 
 
 def in_units(inputs: Tensor, info: DataInfo) -> Tensor:
@@ -153,18 +179,19 @@ def _class_numbers(targets: Tensor) -> Tensor:
 # -- the picture -----------------------------------------------------------------------------------
 
 
-def picture(inputs: Tree, targets: Tensor, info: DataInfo, path: str | Path) -> None:
+def picture(inputs: Tree, targets: Tree, info: DataInfo, path: str | Path) -> None:
     """Draw the items as a map (two principal components) with the nearest texts beneath.
 
     Real training items are small points, as far as the data is open here. At most 20 classes are
-    coloured and 24 texts written, and it says so.
+    coloured and 24 texts written, and it says so. An item of several labels has the colour of the
+    rarest of them.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    codes = _class_numbers(targets).numpy()
+    codes, names = _codes(_classes_of(targets), info)
     words = in_words(inputs, info)
-    lines = _sentences(words, codes, info)
+    lines = _sentences(words, names)
     figure = Figure(figsize=(10, 6.2 + 0.17 * len(lines)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 1, height_ratios=[6, max(0.17 * len(lines), 0.2)])
@@ -173,6 +200,19 @@ def picture(inputs: Tree, targets: Tensor, info: DataInfo, path: str | Path) -> 
     if lines:
         axes[1].text(0, 1, "\n".join(lines), va="top", fontsize=8, color=INK, parse_math=False)
     figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _codes(targets: Tensor, info: DataInfo) -> tuple[Array, list[str]]:
+    """[M] group of every item, as the training items are grouped, and its labels in words."""
+    if not _several(info):
+        numbers = _class_numbers(targets).numpy()
+        return numbers, [info.names[code] for code in numbers]
+    members = (targets.cpu() >= 0.5).numpy()
+    real = recall(info.fingerprint)
+    known = members if real is None or real.targets is None else real.targets.numpy()
+    said = [", ".join(info.names[place] for place in np.flatnonzero(row)) for row in members]
+    codes = np.minimum(rarest(members, known.sum(axis=0)), info.classes - 1)
+    return codes, [names or NO_LABEL for names in said]
 
 
 def _draw_map(axes: Axes, inputs: Tree, codes: Array, info: DataInfo) -> None:
@@ -239,8 +279,8 @@ def _colours(count: int) -> list[Any]:
     return [colormaps[name](number) for number in range(count)]
 
 
-def _sentences(words: Words, codes: Array, info: DataInfo) -> list[str]:
-    """One line per item: class, distance and nearest text, or nearest tokens without texts."""
+def _sentences(words: Words, names: list[str]) -> list[str]:
+    """One line per item: its class, distance and nearest text, or nearest tokens without texts."""
     if words.texts is not None:
         shown = [f"{far:.2f}  {text}" for text, far in zip(*words.texts, strict=True)]
         title = "Distances and texts of the nearest training items:"
@@ -250,11 +290,11 @@ def _sentences(words: Words, codes: Array, info: DataInfo) -> list[str]:
     else:
         return []
     lines = [
-        f"{info.names[code]}:  {' '.join(text.split())}"
-        for code, text in zip(codes[:MOST_SENTENCES].tolist(), shown, strict=False)
+        f"{name}:  {' '.join(text.split())}"
+        for name, text in zip(names[:MOST_SENTENCES], shown, strict=False)
     ]
     cut = [line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…" for line in lines]
-    more = [f"… and {len(codes) - MOST_SENTENCES} more"] if len(codes) > MOST_SENTENCES else []
+    more = [f"… and {len(names) - MOST_SENTENCES} more"] if len(names) > MOST_SENTENCES else []
     return [title, *cut, *more]
 
 

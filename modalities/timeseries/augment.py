@@ -5,9 +5,9 @@ same transform (Zhao & Bilen 2021). The operations are those of the field: jitte
 al. 2017), low-pass filter and noise on phases and amplitudes of the spectrum (CondTSC, Liu et al.
 2024), shift, and crop (window slicing, Le Guennec et al. 2016).
 
-CondTSC sums the gradients of its views {raw, lowpass, phase, amplitude}. With
-``strategy: raw_lowpass_phase_amplitude`` every step draws one of them: the same in expectation, up
-to a factor, at a quarter of the work.
+CondTSC sums the gradients of its views {raw, lowpass, phase, amplitude}: ``mode: views`` with
+``strategy: raw_lowpass_phase_amplitude`` (`mmdd.views`). With ``mode: one`` every step draws one of
+them: the same in expectation, up to a factor, at a quarter of the work.
 
 Shape suffixes in this file: n items, K draws, C channels, T time steps, F = T / 2 + 1 frequencies.
 """

@@ -136,9 +136,10 @@ class DSA(BaseModel):
         description="operations joined by '_'; by default jitter_scale_lowpass_phase_amplitude_"
         "shift_crop, and for forecasts jitter, which leaves the horizon true",
     )
-    mode: Literal["one", "all"] = Field(
+    mode: Literal["one", "all", "views"] = Field(
         "one",
-        description="'one': each draw picks one operation; 'all': every one, in the order named",
+        description="'one': each draw picks one operation; 'all': every one, in the order named; "
+        "'views': each makes a view of its own of all items, and their losses are summed (CondTSC)",
     )
     jitter: NotNegative = Field(0.05, description="deviation of the noise, in normalised units")
     scale: NotNegative = Field(0.1, description="deviation of each channel's factor from 1")

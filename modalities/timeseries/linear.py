@@ -55,6 +55,9 @@ class DLinear(nn.Module):
 
     The two linear maps from L to H steps are shared by all channels. The average is taken over
     `average` steps with the ends repeated. Features are the forecasts, as CondTSF matches them.
+
+    The average is itself linear, x -> x A, so that a forecast is one product of the items with
+    A W_t + (1 - A) W_r instead of an average and two products.
     """
 
     mixes_items: bool = False
@@ -78,15 +81,25 @@ class DLinear(nn.Module):
         last = x[..., -1:].expand(*x.shape[:-1], reach)
         return F.avg_pool1d(torch.cat([first, x, last], dim=-1), self.average, stride=1)
 
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """[H, L] weights from the items to the forecasts of the average alone, and of both."""
+        rest = self.rest.weight
+        # row t of A is what step t adds to all averages
+        average = self.moving_average(
+            torch.eye(rest.shape[1], dtype=rest.dtype, device=rest.device)
+        )
+        of_trend = F.linear(self.trend.weight, average)
+        return of_trend, of_trend + rest - F.linear(rest, average)
+
     def layers(self, inputs: Tree) -> list[Tensor]:
         """Forecasts of the average alone, and of both: [n, C x H] each."""
-        average = self.moving_average(inputs)
-        of_trend = self.trend(average)
-        return [of_trend.flatten(1), (of_trend + self.rest(inputs - average)).flatten(1)]
+        of_trend, _ = self.maps()
+        trend = F.linear(inputs, of_trend, self.trend.bias)
+        return [trend.flatten(1), self.features(inputs)]
 
     def features(self, inputs: Tree) -> Tensor:
         """The forecasts, [n, C x H]."""
-        return self.layers(inputs)[-1]
+        return F.linear(inputs, self.maps()[1], self.trend.bias + self.rest.bias).flatten(1)
 
     def forward(self, inputs: Tree) -> Tensor:
         """Forecasts [n, C, H]."""

@@ -14,10 +14,11 @@ from mmdd.modalities.timeseries.augment import SeriesAugmentation, Strengths, na
 from mmdd.modalities.timeseries.base import Spec
 from mmdd.modalities.timeseries.data import open_series
 from mmdd.modalities.timeseries.encoders import build
-from mmdd.modality import DataInfo, Mixer, Splits
+from mmdd.modality import Augmentation, DataInfo, Mixer, Splits
 from mmdd.real import RealData
 from mmdd.tasks.forecasting import naive_scores
 from mmdd.trees import Tree
+from mmdd.views import Views
 
 
 class TimeSeries:
@@ -29,6 +30,7 @@ class TimeSeries:
 
     name = "timeseries"
     eager = True
+    shows_real = True
 
     def __init__(self) -> None:
         self.mixers: Mapping[str, Mixer] = {}
@@ -53,14 +55,17 @@ class TimeSeries:
         """Targets of one blank item: [1, K] values, or [1, C, H] what follows a window."""
         return torch.zeros(1, *spec_of(info).outputs)
 
-    def augmentation(self, options: Any, info: DataInfo) -> SeriesAugmentation | None:
-        """DSA, or None."""
+    def augmentation(self, options: Any, info: DataInfo) -> Augmentation | None:
+        """DSA, several views of every item, or None."""
         if options.kind == "none":
             return None
         chosen = options.model_dump(exclude={"kind", "strategy", "mode"})
         names = names_of(options.strategy, info.task == "forecasting")
         shape = (info.shape[0], info.shape[1])
-        return SeriesAugmentation(names, shape, mode=options.mode, strengths=Strengths(**chosen))
+        strengths = Strengths(**chosen)
+        if options.mode == "views" and len(names) > 1:
+            return Views([SeriesAugmentation((n,), shape, strengths=strengths) for n in names])
+        return SeriesAugmentation(names, shape, mode=options.mode, strengths=strengths)
 
     def noise(self, count: int, info: DataInfo, generator: torch.Generator) -> Tree:
         """[count, C, T] standard normal numbers, of the whole length."""
@@ -90,9 +95,16 @@ class TimeSeries:
         """Lists of numbers and labels, or the rows of a series to forecast from."""
         return show.to_columns(inputs, targets, info)
 
-    def picture(self, inputs: Tree, targets: Tensor, info: DataInfo, path: Path) -> None:
+    def picture(
+        self,
+        inputs: Tree,
+        targets: Tensor,
+        info: DataInfo,
+        path: Path,
+        real: tuple[Tree, Tensor] | None = None,
+    ) -> None:
         """Series class by class, or the series to forecast from with its first window."""
-        show.picture(inputs, targets, info, path)
+        show.picture(inputs, targets, info, path, real)
 
 
 def spec_of(info: DataInfo) -> Spec:

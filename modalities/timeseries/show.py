@@ -174,6 +174,8 @@ def _class_figure(
     if series.shape[1] > channels:
         left.append(f"{series.shape[1] - channels} more channels not drawn")
     figure.suptitle(_title(info, f"{len(series)} series", left), fontsize=10)
+    if real is not None:
+        figure.supxlabel("time step; grey: mean and deviation of real series", fontsize=8)
     return figure
 
 

@@ -6,6 +6,8 @@ Shape suffixes: N clips of the split, T frames, C channels, H height, W width.
 from __future__ import annotations
 
 import abc
+import hashlib
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,9 +27,11 @@ class Clips(abc.ABC):
     Attributes
     ----------
     dtype: of the pixels: uint8, or float32 when the source holds floats.
+    in_memory: true where nothing is read or decoded.
     """
 
     dtype: np.dtype[Any] = np.dtype(np.uint8)
+    in_memory = False
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -37,6 +41,10 @@ class Clips(abc.ABC):
     def open(self, row: int) -> Footage:
         """Open one clip; raises whatever its decoder does on a broken one."""
 
+    @abc.abstractmethod
+    def token(self) -> str:
+        """Digest that changes with the clips; nothing is decoded for it."""
+
     def name(self, row: int) -> str:
         """What to call a clip in a message."""
         return f"row {row}"
@@ -44,6 +52,8 @@ class Clips(abc.ABC):
 
 class ArrayClips(Clips):
     """Decoded clips in memory: [N, T, C, H, W], or a list of such [T, C, H, W]."""
+
+    in_memory = True
 
     def __init__(self, clips: Array | Sequence[Array]) -> None:
         self.clips = clips
@@ -55,6 +65,14 @@ class ArrayClips(Clips):
     def open(self, row: int) -> Footage:
         """A view."""
         return ArrayFootage(self.clips[row])
+
+    def token(self) -> str:
+        """Digest of all shapes and values."""
+        hasher = hashlib.sha256()
+        for clip in self.clips:
+            hasher.update(repr((clip.shape, clip.dtype.str)).encode())
+            hasher.update(np.ascontiguousarray(clip).data)
+        return hasher.hexdigest()
 
 
 class FileClips(Clips):
@@ -69,6 +87,14 @@ class FileClips(Clips):
     def open(self, row: int) -> Footage:
         """Nothing is read yet."""
         return FrameFootage(list(self.folders[row]))
+
+    def token(self) -> str:
+        """Digest of all paths, sizes and times."""
+        hasher = hashlib.sha256()
+        for path in itertools.chain.from_iterable(self.folders):
+            found = os.stat(path)
+            hasher.update(f"{path}/{found.st_size}/{found.st_mtime_ns}".encode())
+        return hasher.hexdigest()
 
     def name(self, row: int) -> str:
         """The folder."""
@@ -95,6 +121,7 @@ class ColumnClips(Clips):
     ) -> None:
         self.dataset = dataset.select_columns([column]).with_format("arrow")
         self.column, self.read, self.dtype = column, read, dtype
+        self.fingerprint = dataset._fingerprint
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -105,6 +132,10 @@ class ColumnClips(Clips):
         if stored.null_count:
             raise ValueError("no clip")
         return self.read(stored)
+
+    def token(self) -> str:
+        """The library's own fingerprint, which follows files and transformations."""
+        return f"{self.fingerprint}/{self.column}"
 
     def name(self, row: int) -> str:
         """Row number, and the file where there is one."""

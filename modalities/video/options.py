@@ -44,8 +44,16 @@ class VideoData(TableData):
     channels: Literal[1, 3] | None = Field(
         None, description="1 (grey) or 3 (RGB); by default 1 only when all clips are grey"
     )
+    store: Literal["auto", "device", "disk"] = Field(
+        "auto",
+        description="'device': decoded once, kept on the device; 'disk': decoded at every read "
+        "by worker processes; 'auto': by `max_resident_bytes`",
+    )
     max_resident_bytes: int = Field(
-        4 * GIB, ge=0, description="largest decoded set, in bytes, that is kept on the device"
+        4 * GIB, ge=0, description="largest decoded set, in bytes, that 'auto' keeps on the device"
+    )
+    workers: Count | None = Field(
+        None, description="reading processes; by default one less than the cores, at most 8"
     )
     max_corrupt: Count | Annotated[float, Field(ge=0, le=1)] = Field(
         0.01, description="unreadable clips to tolerate: a fraction (a float) or a number (an int)"

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+from mmdd import compose
 from mmdd.errors import UserError
 from mmdd.modalities.audio.augment import AudioAugment, standard_normal
+from mmdd.modalities.audio.modality import AUDIO
 from mmdd.modalities.audio.part_options import AUGMENTATION_OPS, Siamese
 from mmdd.modality import DataInfo
 from mmdd.trees import tree_cat
@@ -189,3 +191,11 @@ def test_strategies_that_do_not_fit():
         augment("waveform", strategy="gain_frequency")
     with pytest.raises(ValueError, match=r"unknown operation 'shfit'.*did you mean 'shift'"):
         Siamese(strategy="gain_shfit")
+
+
+@pytest.mark.parametrize("name", compose.methods())
+def test_methods_for_all_items_mix_clips_in_a_way_that_there_is(name):
+    if compose.read_yaml(compose.methods()[name]).get("modality", "audio") != "audio":
+        pytest.skip("a method for other data")
+    made = compose.compose(method=name, options={"modality": "audio"})
+    assert made.evaluate.resolved().mix in ("none", "mixup", *AUDIO.mixers)

@@ -109,7 +109,6 @@ def test_columns_that_do_not_fit(columns, options, message):
         ({"n_fft": 4096}, "clips of 600 samples are too short for windows of data.n_fft=4096"),
         ({"n_fft": 64, "hop": 65}, "data.hop leaves samples"),
         ({"n_fft": 64, "mels": 64}, "mel bands are narrower"),
-        ({"max_resident_bytes": 1000}, "larger than data.max_resident_bytes"),
     ],
 )
 def test_options_that_do_not_fit(options, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import datasets
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from mmdd.errors import UserError
 from mmdd.modalities.audio import clips as clips_module
 from mmdd.modalities.audio.data import open_audio
 from mmdd.modalities.audio.options import AudioData
 from mmdd.modalities.audio.space import audio_of, in_units, spectrum_of
+from mmdd.trees import tree_leaves
 
 pytestmark = pytest.mark.usefixtures("soundfile")
 
@@ -316,3 +319,48 @@ def test_spoken_digits():
     batch = everything(splits.train)
     torch.testing.assert_close(batch.inputs.mean(), torch.tensor(0.0), atol=1e-3, rtol=0)
     torch.testing.assert_close(batch.inputs.std(), torch.tensor(1.0), atol=1e-2, rtol=0)
+
+
+# -- sets that stay on disk ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": True}, {"space": "waveform", "length": 1500}])
+def test_clips_read_from_disk_are_those_of_a_resident_set(folder, options):
+    kept = opened(str(folder), cache=False, **options)
+    disk = opened(str(folder), store="disk", workers=0, **options)
+    assert "clips stay on disk, read by this process" in said(disk)
+    assert disk.info.normalisation == kept.info.normalisation
+    index = torch.tensor([5, 0, 5, 11])
+    pair = [splits.train.select(index) for splits in (disk, kept)]
+    for own, other in zip(*(tree_leaves(batch) for batch in pair), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5)
+    # what a worker process is given, and what it reads: an item by itself, to the bit
+    reader = pickle.loads(pickle.dumps(disk.train.pool.reader))
+    again = disk.train.prepare(reader([11, 5]))
+    for own, other in zip(tree_leaves(again), tree_leaves(pair[0].inputs), strict=True):
+        assert torch.equal(own, other[[3, 0]])
+    assert torch.equal(disk.test.select(torch.tensor([3])).groups, torch.tensor([1]))
+
+
+def test_memory_that_does_not_suffice_leaves_clips_where_they_are(folder, tones):
+    splits = opened(str(folder), max_resident_bytes=1000, cache=False)
+    assert "clips stay on disk" in said(splits)
+    splits.close()
+    small = from_arrays(*tones(3), max_resident_bytes=1000, cache=False)
+    assert "clips stay in main memory, read by this process" in said(small)
+    assert len(everything(small.train).inputs) == 6
+
+
+def test_clips_on_disk_that_turn_out_bad_are_silent_or_too_many(folder, monkeypatch, caplog):
+    monkeypatch.setattr("mmdd.modalities.audio.streaming.SAMPLE_DISK", 1)
+    splits = opened(str(folder), store="disk", workers=0, max_corrupt=1, space="waveform")
+    assert "comes from 1 training clips" in said(splits)
+    files = sorted((folder / "train").rglob("*.wav"))
+    files[3].write_bytes(b"nothing")
+    found = everything(splits.train).inputs
+    assert found[3].abs().max() == 0
+    assert found[2].abs().max() > 0
+    assert f"{files[3].name}) cannot be read" in caplog.text
+    files[7].write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"more than 1 clips cannot be read, the last one row 7"):
+        everything(splits.train)

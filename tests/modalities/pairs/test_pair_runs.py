@@ -194,7 +194,10 @@ def test_training_on_real_pairs_finds_them_again():
     made = mmdd.distill(
         source_of("vectors"),
         method="dm-vl",
-        options=options_of("dm-vl", **{"evaluate.full": True, "evaluate.baselines": []}),
+        options=options_of(
+            "dm-vl",
+            **{"evaluate.full": True, "evaluate.full_epochs": 200, "evaluate.baselines": []},
+        ),
     )
     rows = made.evaluate()["results"]["linear"]
     assert rows["full"]["mean"] > 0.6 > rows["synthetic"]["mean"]

@@ -7,6 +7,7 @@ import torch
 from text_sets import KEEP_ALL, labels, opened, save_bert, sentences
 from torch.func import functional_call
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmdd.batch import Batch
 from mmdd.errors import UserError
@@ -81,6 +82,21 @@ def test_padding_changes_nothing(net):
     inputs = {key: value[1:] for key, value in items().items()}  # at most 4 tokens
     short = {key: value[:, :4] for key, value in inputs.items()}
     torch.testing.assert_close(net(inputs), net(short), rtol=1e-5, atol=1e-6)
+
+
+def test_padding_is_not_computed(net):
+    short = {key: value[1:, :4] for key, value in items().items()}
+    long = {
+        "values": functional.pad(short["values"], (0, 0, 0, LENGTH - 4)),
+        "mask": functional.pad(short["mask"], (0, LENGTH - 4)),
+    }
+
+    def work(inputs):
+        with FlopCounterMode(display=False) as counter:
+            net(inputs)
+        return counter.get_total_flops()
+
+    assert work(long) == work(short) > 0
 
 
 def test_gradients_of_gradients(net):
@@ -196,7 +212,7 @@ def test_attention_is_that_of_torch():
     query, key, value = (p.unflatten(2, (2, 4)).transpose(1, 2) for p in mixed.chunk(3, dim=2))
     theirs = functional.scaled_dot_product_attention(query, key, value, mask[:, None, None, :])
     expected = theirs.transpose(1, 2).flatten(2)
-    torch.testing.assert_close(block._attend(mixed, mask), expected)
+    torch.testing.assert_close(block._attend(mixed, mask)[0], expected)
     assert repr(block) != repr(nets.Block(8, 4, 16))  # experts are kept under it
 
 

@@ -1,11 +1,13 @@
 """Augmentation of series: one draw for both batches, each operation by its formula."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from mmdd import compose
 from mmdd.errors import UserError
 from mmdd.modalities.timeseries.augment import (
     CLASSES,
@@ -14,6 +16,8 @@ from mmdd.modalities.timeseries.augment import (
     Strengths,
     names_of,
 )
+from mmdd.modalities.timeseries.encoder_options import DSA
+from mmdd.modalities.timeseries.modality import TIMESERIES
 from mmdd.trees import tree_cat
 
 ALL = (*CLASSES, "raw")
@@ -166,3 +170,30 @@ def test_what_follows_a_window_stays_true():
     for name in MOVES:
         with pytest.raises(UserError, match=f"what follows a window.*{name}"):
             names_of(f"jitter_{name}", forecasts=True)
+
+
+def test_views_are_the_operations_side_by_side():
+    info = SimpleNamespace(task="classification", shape=(2, 24))
+    options = DSA(strategy="raw_lowpass_amplitude", mode="views", amplitude=0.1)
+    made = TIMESERIES.augmentation(options, info)
+    x = noise(3, 2, 24)
+    draw = made.draw(3, stream(1))
+    views = made(x, draw).unflatten(0, (3, 3)).unbind(dim=1)
+    assert torch.equal(views[0], x)
+    torch.testing.assert_close(views[1], one("lowpass")(x, draw[1]))
+    alone = one("amplitude", amplitude=0.1)
+    torch.testing.assert_close(views[2], alone(x, draw[2]))
+    assert not torch.allclose(views[2], x, atol=1e-2)
+    single = TIMESERIES.augmentation(DSA(strategy="jitter", mode="views"), info)
+    assert len(single(x, single.draw(3, stream()))) == 3
+
+
+@pytest.mark.parametrize("name", compose.methods())
+def test_methods_for_all_items_fit_series(name):
+    known = compose.read_yaml(compose.methods()[name])
+    if known.get("modality", "timeseries") != "timeseries":
+        pytest.skip("a method for other data")
+    made = compose.compose(method=name, options={"modality": "timeseries"})
+    for options in (made.augment, made.evaluate.augment or made.augment):
+        assert options.kind == "none" or isinstance(names_of(options.strategy, False), tuple)
+    assert made.evaluate.resolved().mix in ("none", "mixup", *TIMESERIES.mixers)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from clip_sets import blobs
 from fakes import noise
 
+from mmdd import build, compose
 from mmdd.basis import Basis
 from mmdd.errors import UserError
 from mmdd.frequency import Frequency
@@ -259,3 +261,28 @@ def test_the_other_representations_code_clips(shape):
         (gradient,) = torch.autograd.grad(made.decode(None).square().sum(), made.inputs)
         assert bool(torch.isfinite(gradient).all())
         assert float(gradient.abs().max()) > 0
+
+
+def moved_by_matching(**more):
+    """Mean squared change of the clips, relative to them, by six steps of the recipe for clips."""
+    clips, codes = blobs(24, frames=8, size=(12, 12))
+    options = {"modality": "video", "synthetic.representation": "static-dynamic"}
+    options |= {"learner.width": 8, "real.per_group": 12, "data.validation": 0, "data.test": 0.0}
+    options |= {"optimise.inputs.lr": 0.5, **more}
+    recipe = compose.compose(method="dm", flags={"synthetic.per_class": 2}, options=options)
+    cpu = torch.device("cpu")
+    splits = build.open_data(recipe, (clips, codes), cpu)
+    run = build.distiller(build.parts(recipe, splits.info, cpu), splits)
+    before = run.synthetic.batch().inputs.detach()
+    for _ in range(6):
+        run.step()
+    after = run.synthetic.batch().inputs.detach()
+    return float((after - before).square().mean() / before.square().mean())
+
+
+def test_rates_of_their_own_keep_still_and_decoder_from_making_noise():
+    assert 0 < moved_by_matching() < 0.2
+    one = {"lr": 1.0, "momentum": 0.5}
+    assert (
+        moved_by_matching(**{f"optimise.inputs.{leaf}": one for leaf in ("static", "decoder")}) > 1
+    )

@@ -1,7 +1,9 @@
 """Sets of clips from every kind of source, frames as sampled, and what is said of bad ones."""
 
+import copy
 import importlib.util
 import os
+import pickle
 from pathlib import Path
 
 import datasets
@@ -11,6 +13,7 @@ import torch
 from clip_sets import KEEP_ALL, array_table, blobs, frame_table, gif, opened, png, stored
 from PIL import Image
 
+from mmdd import build, compose
 from mmdd.errors import UserError
 from mmdd.modalities.video import decode
 from mmdd.modalities.video.arrays import order_of_clip
@@ -284,7 +287,6 @@ def test_what_is_no_set_of_clips_is_refused():
     refused((floats, codes), "1 pixels of clip row 3 of 'train' are NaN", **KEEP_ALL)
     refused((clips[:, 0, ..., 0], codes), "these are no clips")
     refused((clips[:, :1], codes), "row 0 has a single frame.*modality images", **KEEP_ALL)
-    refused((clips, codes), "fit into data.max_resident_bytes", max_resident_bytes=100)
     refused((clips, codes), "data.stride is for clips", stride=2)
     refused((["a clip"] * 6, codes), "this is no clip")
     refused((clips.astype(np.int64) * 9, codes), "out of range")
@@ -317,3 +319,100 @@ def test_spoken_digits_open_as_they_are():
     batch = data.train.select(torch.arange(16)).inputs
     assert abs(float(batch.mean())) < 0.5
     assert batch.diff(dim=2).abs().mean() < 0.2  # neighbouring frames are alike
+
+
+# -- sets that stay on disk ------------------------------------------------------------------------
+
+
+def frame_folder(root, count=8):
+    """Clips as folders of PNG frames; returns the clips in the order of the folder."""
+    clips, codes = blobs(count, size=(8, 10))
+    for number, (clip, code) in enumerate(zip(clips, codes, strict=True)):
+        folder = root / "train" / f"kind{code}" / f"clip{number}"
+        folder.mkdir(parents=True)
+        for time, frame in enumerate(clip):
+            (folder / f"{time}.png").write_bytes(png(frame[..., 0]))
+    return clips, codes
+
+
+def test_clips_read_from_disk_are_those_of_a_resident_set(tmp_path):
+    frame_folder(tmp_path)
+    options = {**KEEP_ALL, "frames": 4}
+    kept = opened(str(tmp_path), **options)
+    disk = opened(str(tmp_path), store="disk", workers=0, **options)
+    assert any("on disk" in note for note in disk.info.notes)
+    assert disk.info.normalisation == kept.info.normalisation
+    index = torch.tensor([5, 0, 5, 3])
+    for part in (disk.train, disk.train.subset(torch.arange(8))):
+        assert torch.equal(part.select(index).inputs, kept.train.select(index).inputs)
+    assert torch.equal(disk.train.groups, kept.train.groups)
+    # what a worker process is given, and what it reads
+    reader = pickle.loads(pickle.dumps(disk.train.pool.reader))
+    assert torch.equal(disk.train.prepare(reader([5, 0])), kept.train.select(index[:2]).inputs)
+
+
+def test_memory_that_does_not_suffice_leaves_the_clips_where_they_are(tmp_path):
+    clips, codes = frame_folder(tmp_path)
+    kept = opened((clips, codes), **KEEP_ALL)
+    small = opened((clips, codes), max_resident_bytes=100, **KEEP_ALL)
+    assert any("in main memory" in note for note in small.info.notes)
+    everything = torch.arange(8)
+    assert torch.equal(small.train.select(everything).inputs, kept.train.select(everything).inputs)
+    again = opened(str(tmp_path), max_resident_bytes=100, **KEEP_ALL)
+    assert any("on disk" in note for note in again.info.notes)
+    again.close()
+    path = next(tmp_path.rglob("0.png"))
+    path.write_bytes(png(255 - clips[0, 0, ..., 0]))
+    changed = opened(str(tmp_path), max_resident_bytes=100, **KEEP_ALL)
+    assert changed.info.fingerprint != again.info.fingerprint
+
+
+def test_a_run_on_clips_from_disk_has_the_bits_of_one_in_memory_and_resumes(tmp_path):
+    frame_folder(tmp_path, 12)
+
+    def distiller(store):
+        options = {"data.store": store, "data.workers": 0, "data.validation": 0, "data.test": 0.2}
+        options |= {"learner.width": 4, "learner.depth": 1, "real.per_group": 3}
+        options |= {"modality": "video", "run.compile": False, "run.precision": "float32"}
+        recipe = compose.from_flags(str(tmp_path), method="dm", per_class=1, options=options)
+        splits = build.open_data(recipe, None, torch.device("cpu"))
+        return build.distiller(build.parts(recipe, splits.info, torch.device("cpu")), splits)
+
+    disk, memory = distiller("disk"), distiller("device")
+    assert [disk.step() for _ in range(2)] == [memory.step() for _ in range(2)]
+    resumed = distiller("disk")
+    resumed.load_state_dict(copy.deepcopy(disk.state_dict()))
+    assert resumed.step() == disk.step() == memory.step()
+    ends = [run.synthetic.leaves()["inputs"] for run in (resumed, disk, memory)]
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
+def test_bad_clips_on_disk_are_blank_or_refused(tmp_path, monkeypatch, caplog):
+    frame_folder(tmp_path)
+    # as if the sample that is checked at first had missed them
+    monkeypatch.setattr("mmdd.modalities.video.data.SAMPLE_DISK", 2)
+    monkeypatch.setattr("mmdd.modalities.video.opening.SAMPLE", 2)
+    options = {**KEEP_ALL, "store": "disk", "workers": 0}
+    data = opened(str(tmp_path), max_corrupt=1, **options)
+    (tmp_path / "train" / "kind0" / "clip2" / "3.png").write_bytes(b"nothing")
+    found = data.train.select(torch.arange(8)).inputs
+    assert float(found[1].abs().max()) < 0.02
+    assert float(found[0].abs().max()) > 0.5
+    assert "clip2 cannot be read" in caplog.text
+    (tmp_path / "train" / "kind1" / "clip3" / "3.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"more than 1 clips cannot be read.*clip3"):
+        data.train.select(torch.arange(8))
+    refused(str(tmp_path), "known once all of them are opened", short="drop", **options)
+
+
+def test_a_short_clip_on_disk_stops_the_run_where_it_would_in_memory(tmp_path, monkeypatch):
+    frame_folder(tmp_path)
+    monkeypatch.setattr("mmdd.modalities.video.data.SAMPLE_DISK", 1)
+    (tmp_path / "train" / "kind0" / "clip4" / "5.png").unlink()
+    data = opened(str(tmp_path), store="disk", workers=0, frames=6, **KEEP_ALL)
+    with pytest.raises(UserError, match=r"clip .*clip4 has fewer frames than asked for; got 5"):
+        data.train.select(torch.arange(8))
+    held = opened(str(tmp_path), store="disk", workers=0, frames=6, short="hold", **KEEP_ALL)
+    last = held.train.select(torch.tensor([2])).inputs
+    assert torch.equal(last[:, :, 5], last[:, :, 4])

@@ -1,0 +1,116 @@
+"""Reading numbered clips: frames as sampled, and what is done about those that cannot be read.
+
+Shape suffixes: n clips, C channels, T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmdd.errors import UserError
+from mmdd.modalities.images.decode import Geometry, Tally
+from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.columns import one_line
+from mmdd.modalities.video.clips import Clips
+from mmdd.modalities.video.sample import Sampling
+
+log = logging.getLogger(__name__)
+
+Outcome = tuple[Tally, str | None, int]
+"""What was done to the frames, why the clip cannot be read, and how many frames it has."""
+
+REPEATED = ("hold", "loop")
+"""What can be done with short clips without leaving them out."""
+
+
+def read_clip(
+    clips: Clips, row: int, sampling: Sampling, geometry: Geometry, out: Array
+) -> Outcome:
+    """Write the sampled frames of one clip into `out` [C, T, H, W].
+
+    One that is too short stays unwritten, unless its frames are repeated.
+    """
+    tally = Tally()
+    try:
+        footage = clips.open(row)
+        length = len(footage)
+        if length == 0:
+            return tally, "no frames", 0
+        if length >= sampling.needs or sampling.short in REPEATED:
+            footage.fill(sampling.places(length), out, geometry, tally)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a decoder raises whatever broken bytes lead it to
+        return tally, one_line(error), 0
+    return tally, None, length
+
+
+@dataclasses.dataclass
+class ClipReader:
+    """Reads numbered clips of several splits: what the workers of a `StreamedData` hold.
+
+    Clips were checked by sample only, so one may turn out unreadable here. It is then replaced by
+    `blank`, which is zero once normalised, and said once; too many are an error, and so is one
+    that is too short.
+
+    Attributes
+    ----------
+    parts: the splits; row r of part k is number ``offsets[k] + r``.
+    geometry: the shape of all frames.
+    sampling: which frames are read.
+    blank: [C] what an unreadable clip is filled with.
+    limit: unreadable clips that one process tolerates.
+    """
+
+    parts: Sequence[Clips]
+    geometry: Geometry
+    sampling: Sampling
+    blank: Sequence[float]
+    limit: int
+    _bad: set[int] = dataclasses.field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.offsets = np.cumsum([0, *(len(part) for part in self.parts)])
+
+    def __call__(self, rows: list[int]) -> Tensor:
+        """Read the clips numbered `rows` into [n, C, T, H, W]."""
+        channels, *size = self.geometry.shape
+        shape = (len(rows), channels, self.sampling.frames, *size)
+        out = np.empty(shape, self.parts[0].dtype)
+        for place, number in enumerate(rows):
+            self._read(number, out[place])
+        return torch.from_numpy(out)
+
+    def _read(self, number: int, out: Array) -> None:
+        owner = int(np.searchsorted(self.offsets, number, side="right")) - 1
+        clips, row = self.parts[owner], int(number - self.offsets[owner])
+        _, problem, length = read_clip(clips, row, self.sampling, self.geometry, out)
+        if problem is None and length < self.sampling.needs and self.sampling.short not in REPEATED:
+            raise UserError(
+                f"clip {clips.name(row)} has fewer frames than asked for",
+                got=length,
+                expected=f"at least {self.sampling.needs} frames",
+                hint="Lower data.frames, or set data.short to hold or loop.",
+            )
+        if problem is None and out.dtype.kind == "f" and not np.isfinite(out).all():
+            problem = "NaN or infinite pixels"
+        if problem is not None:
+            out[:] = np.asarray(self.blank, out.dtype)[:, None, None, None]
+            self._report(number, clips.name(row), problem)
+
+    def _report(self, number: int, name: str, why: str) -> None:
+        if number in self._bad:
+            return
+        self._bad.add(number)
+        log.warning("clip %s cannot be read (%s); a blank one takes its place", name, why)
+        if len(self._bad) > self.limit:
+            raise UserError(
+                f"more than {self.limit} clips cannot be read, the last one {name}: {why}",
+                hint="Repair the set, or allow more with data.max_corrupt",
+            )
