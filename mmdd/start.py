@@ -142,7 +142,9 @@ def told_budget(counts: Tensor, sizes: Tensor, info: DataInfo, recipe: Recipe | 
     made, total = int(counts.sum()), int(sizes.sum())
     low, high = int(counts[counts > 0].min()), int(counts.max())
     each = f"{low}" if low == high else f"{low} to {high}"
-    told = f"{made} synthetic items: {each} per class, {made / total:.3g} of the training items"
+    # data without classes are one group, of which "per class" is the number of all
+    split = f": {each} per class" if len(counts) > 1 else ""
+    told = f"{made} synthetic items{split}, {made / total:.3g} of the training items"
     if recipe is not None and has_sets(catalog.load("task", recipe.task, catalog.TASKS)):
         told += " (an item counts for its rarest class)"
     whole = items_in_all(info, total)

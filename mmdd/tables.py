@@ -70,8 +70,9 @@ def show_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
     console = Console()
     info, run, recipe = manifest["info"], manifest["run"], manifest["recipe"]
     budget = manifest["budget"]
+    classes = f" {info['classes']} classes," if info["classes"] > 1 else ""
     facts = {
-        "data": f"{info['source']} ({info['modality']}, {info['classes']} classes,"
+        "data": f"{info['source']} ({info['modality']},{classes}"
         f" {info['sizes'].get('train')} training items)",
         "method": f"{recipe['method']}: {run['steps']} steps, {run['seconds']:.0f} s,"
         f" {run['peak_memory_mb']:.0f} MiB, {run['device']}, {run['precision']}",
