@@ -106,6 +106,42 @@ TAUGHT: Options = {
     "evaluate__lr": 0.3,
     "evaluate__baselines": ["random", "herding", "k-center"],
 }
+TOKENS: Options = {
+    "learner__encoder": "textcnn",
+    "learner__width": 64,
+    "evaluate__protocol": "quick",
+}
+OF_BERT: Options = {
+    "data__model": BERT,
+    "data__space": "tokens",
+    "learner__encoder": "transformers",
+    "learner__tuning": "head",
+    "evaluate__protocol": "quick",
+    "evaluate__full_epochs": 2,
+    "real__per_group": 64,
+}
+AT_TRAINED: Options = {
+    "source": {"kind": "real-trained", "life": 40, "updates": 4, "lr": 0.02},
+    "objective__distance": "mse",
+    "synthetic__initialise": "real",
+    "real__per_group": 64,
+    "optimise__inputs": {"optimiser": "adam", "lr": 0.05},
+    "optimise__steps": 80,
+}
+SEGMENTS: Options = {
+    "source": {"kind": "experts", "length": 1, "max_start": 3},
+    "experts__count": 2,
+    "experts__epochs": 4,
+    "experts__epoch_steps": 50,
+    "experts__batch_size": 64,
+    "experts__lr": 0.05,
+    "synthetic__step_size": 0.05,
+    "objective__steps": 8,
+    "optimise__inputs__lr": 10.0,
+    "optimise__steps": 60,
+    "evaluate__protocol": "mtt",
+    "evaluate__epochs": 200,
+}
 PLAN = [
     *(row("audio/fsdd", n, "dance", optimise__steps=150, **AUDIO) for n in (1, 10)),
     *(row("text/sst2_minilm", n, "datm", **TRAJECTORIES) for n in (1, 5, 10, 20)),
@@ -119,14 +155,12 @@ PLAN = [
     row("text/banking77_minilm", 5, "dm", called="dm, teacher's labels", **TAUGHT),
     *(row("text/sst2_minilm", n, "dm", **VECTORS) for n in (1, 5, 10, 20)),
     *(row("text/banking77_minilm", n, "dm", **VECTORS) for n in (1, 5)),
-    row(
-        "text/sst2",
-        10,
-        "dm",
-        learner__encoder="textcnn",
-        optimise__steps=300,
-        evaluate__protocol="quick",
-    ),
+    row("text/sst2", 10, "mtt", **{**TOKENS, **SEGMENTS}),
+    row("text/sst2", 10, "dc", **{**TOKENS, **AT_TRAINED}),
+    row("text/sst2", 10, "dm", **TOKENS, optimise__steps=150, real__per_group=128),
+    row("text/sst2", 10, "dm", called="dm, transformers", **OF_BERT, optimise__steps=150),
+    row("text/sst2", 10, "dc", called="dc, transformers", **{**OF_BERT, **AT_TRAINED}),
+    row("text/sst2", 10, "mtt", called="mtt, transformers", **{**OF_BERT, **SEGMENTS}),
     *(row("timeseries/ucihar_subset", n, "dm", **POSTURES) for n in (10, 5, 1)),
     *(row("timeseries/gunpoint", n, "dm", **NEAR_HERDING) for n in (5, 1)),
     *(
