@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common import read
+from matrix import matrix
 
 README = Path(__file__).parents[1] / "README.md"
 SOON = "(no row yet)"
@@ -119,6 +120,40 @@ def modalities() -> str:
     return "\n".join(lines)
 
 
+def pairs() -> str:
+    """One line per method and budget."""
+    rows = read("pairs")
+    if not rows:
+        return SOON
+    lines = [
+        "| pairs | method | R@10 | random | herding | k-center | full |"
+        " TR@1 / 5 / 10 | IR@1 / 5 / 10 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: (int(row["items"]), row["method"], row["label"])):
+        label = f" ({row['label']})" if row["label"] else ""
+        scores = [
+            f"{float(row[name]):.1f} ± {float(row[f'{name}_std']):.1f}"
+            for name in ("R@10", "random_R@10", "herding_R@10", "k-center_R@10", "full_R@10")
+        ]
+        ways = [
+            " / ".join(f"{float(row[f'{way}@{k}']):.1f}" for k in (1, 5, 10))
+            for way in ("TR", "IR")
+        ]
+        lines.append(f"| {row['items']} | `{row['method']}`{label} | {' | '.join(scores + ways)} |")
+    first = rows[0]
+    lines += [
+        "",
+        f"Flickr8k-1k, test recall in %, both ways and (R@10) their mean, in a gallery of"
+        f" {first['gallery_images']} images and {first['gallery_texts']} captions; {first['seeds']}"
+        f" distilled sets x {first['learners']} fresh learners. Towers: frozen features made from the"
+        " training split alone (no pre-trained weights), trained projections."
+        " `python benchmarks/pairs.py` repeats and extends the table"
+        " ([`pairs.csv`](benchmarks/results/pairs.csv)).",
+    ]
+    return "\n".join(lines)
+
+
 def speed() -> str:
     """The latest row of the step benchmark."""
     rows = read("dm_step")
@@ -167,6 +202,8 @@ def main() -> None:
         "protocols": protocols,
         "graphs": graphs,
         "modalities": modalities,
+        "pairs": pairs,
+        "matrix": matrix,
     }
     for name, made in tables.items():
         text = between(text, name, made())
