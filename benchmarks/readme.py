@@ -146,8 +146,8 @@ def pairs() -> str:
         "",
         f"Flickr8k-1k, test recall in %, both ways and (R@10) their mean, in a gallery of"
         f" {first['gallery_images']} images and {first['gallery_texts']} captions; {first['seeds']}"
-        f" distilled sets x {first['learners']} fresh learners. Towers: frozen features made from the"
-        " training split alone (no pre-trained weights), trained projections."
+        f" distilled sets x {first['learners']} fresh learners. Towers: frozen features of the"
+        " training split (no pre-trained weights), trained projections."
         " `python benchmarks/pairs.py` repeats and extends the table"
         " ([`pairs.csv`](benchmarks/results/pairs.csv)).",
     ]

@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from common import DATA, alternate, append, is_done, machine, median
@@ -192,8 +193,7 @@ def ratios(mine: list[float], theirs: list[float]) -> dict[str, float]:
 def series(rounds: int) -> dict[str, Any]:
     """A whole run, with nothing in the cache."""
     started, used = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory() as empty:
-        os.environ["MMDD_CACHE"] = empty
+    with tempfile.TemporaryDirectory() as empty, mock.patch.dict(os.environ, MMDD_CACHE=empty):
         done = mmdd.distill(
             str(DATA / "timeseries" / "etth1"), method="condtsf", items=384, options=SERIES
         )

@@ -34,14 +34,14 @@ from mmdd.distiller import Distiller
 from mmdd.modalities.text.embed import SentenceEncoder
 
 TABLE = "text_speed"
-SENTENCES, LONGEST, BATCH = 2048, 64, 32
+SENTENCES, LONGEST, BATCH = 768, 64, 32
 REAL = 64
 Row = dict[str, Any]
 Options = dict[str, Any]
 
 EMBED = [
     {"part": "embed", "setting": f"hidden {hidden} layers {layers}", "beside": how}
-    for hidden, layers in ((128, 2), (256, 4))
+    for hidden, layers in ((128, 2), (256, 2))
     for how in ("longest", "max_length")
 ]
 GRADIENT = [
@@ -52,7 +52,7 @@ GRADIENT = [
 PADDING = [
     {"part": "padding", "setting": f"{name} {length} tokens", "beside": ""}
     for name in ("textcnn", "gru", "all", "last", "head")
-    for length in (32, 64, 128)
+    for length in (32, 128)
 ]
 PLAN = EMBED + GRADIENT + PADDING
 
@@ -145,6 +145,7 @@ def embed(line: Row, args: argparse.Namespace, folder: Path) -> Row:
         "plain_sentences_per_second": round(len(texts) / float(row["plain_seconds"])),
         "cached_seconds": f"{cached:.3g}",
         "largest_difference": f"{apart:.1e}",
+        "sentences": len(texts),
     }
 
 
@@ -274,7 +275,7 @@ def padding(line: Row, args: argparse.Namespace, folder: Path) -> Row:
     }
     if name in ("all", "last", "head"):
         texts = texts_of("text/sst2")[0]
-        options["data.model"] = make(folder / "bert-128-4", texts, hidden=128, layers=4)
+        options["data.model"] = make(folder / "bert-128-2", texts, hidden=128)
         options |= {"learner.encoder": "transformers", "learner.tuning": name}
         options["learner.layers"] = 1
     else:
