@@ -88,14 +88,14 @@ PLAN = [
         {"run.minutes": 25, "optimise.inputs.lr": 2.0, "evaluate.protocol": "idc", **SHORT_EPOCHS},
         of="dance-25min",
     ),
-    row("fashion_mnist", 1, "dance-15min", "dance", {"run.minutes": 15, "evaluate.protocol": "dc"}),
+    row("fashion_mnist", 1, "dance-25min", "dance", {"run.minutes": 25, "evaluate.protocol": "dc"}),
     row(
         "fashion_mnist",
         1,
-        "dance-15min-idc",
+        "dance-25min-idc",
         "dance",
-        {"run.minutes": 15, "evaluate.protocol": "idc"},
-        of="dance-15min",
+        {"run.minutes": 25, "evaluate.protocol": "idc"},
+        of="dance-25min",
     ),
     row(
         "fashion_mnist",

@@ -179,9 +179,10 @@ PLAN = [
         **CLIPS,
     ),
 ]
-"""Options of the vectors, of UCI-HAR and of GunPoint were chosen on validation (``choices.csv``);
-those of audio, Synthetic Control, ETTh1 and video come from short runs whose test scores were seen,
-or from none: choose them anew before relying on these rows."""
+"""Options of text, of UCI-HAR and of GunPoint were chosen on validation (``choices.csv``), those of
+``transformers`` with them, being TextCNN's; those of audio, Synthetic Control, ETTh1 and video come
+from short runs whose test scores were seen, or from none: choose them anew before relying on these
+rows."""
 
 
 def encoder(data: str) -> str:
