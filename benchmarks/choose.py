@@ -44,6 +44,7 @@ def scored(
 ) -> tuple[list[float], float]:
     """Distil once; returns the validation scores and the seconds of distillation."""
     device = mm.device(args.device)
+    root = {"data.root": str(DATA / "graphs")} if source.startswith("pyg:") else {}
     recipe = compose.from_flags(
         source,
         method=args.method,
@@ -51,7 +52,7 @@ def scored(
         items=args.items,
         seed=seed,
         device=args.device,
-        options=options,
+        options=root | options,
     )
     splits = build.open_data(recipe, None, device)
     if splits.validation is None:
