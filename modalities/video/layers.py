@@ -6,6 +6,7 @@ A size is (frames, height, width).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -18,6 +19,17 @@ from mmdd.modalities.images.norm import EPS, Norm
 Size = tuple[int, int, int]
 SHORT = 4
 """Maps of fewer frames are never convolved in half precision on a CPU."""
+
+
+def fit_for_code(x: Tensor) -> Tensor:
+    """[n, C, T, H, W] with its channels innermost in memory, where code is made for the step.
+
+    Norms, activations and poolings are then vectors over channels: in the order of a clip the code
+    that `torch.compile` makes for a pooling and its derivative takes longer than the convolution.
+    """
+    if not torch.compiler.is_compiling():
+        return x
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 class FewChannels3d(nn.Conv3d):
@@ -43,7 +55,7 @@ class FewChannels3d(nn.Conv3d):
         weight = self.weight.flatten(1).expand(len(x), -1, -1)
         made = torch.bmm(weight, patches.flatten(2))
         made = made if self.bias is None else made + self.bias[:, None]
-        return made.unflatten(2, patches.shape[2:])
+        return fit_for_code(made.unflatten(2, patches.shape[2:]))
 
 
 class ManyChannels3d(nn.Conv3d):
@@ -57,7 +69,7 @@ class ManyChannels3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         """[n, C, T, H, W] -> [n, out, T', H', W']."""
         if x.is_cuda or x.dtype != torch.bfloat16 or x.shape[2] >= SHORT:
-            return super().forward(x)
+            return super().forward(x if x.is_cuda else fit_for_code(x))
         bias = None if self.bias is None else self.bias.float()
         made = F.conv3d(x.float(), self.weight.float(), bias, self.stride, self.padding)
         return made.to(x.dtype)
@@ -124,6 +136,8 @@ class Pool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, C, T, H, W] -> [n, C, T // 2 or T, H // 2, W // 2]."""
+        if torch.compiler.is_compiling():
+            return self._of_slices(x)
         folded = x.flatten(1, 2)
         small = F.avg_pool2d(folded, 2) if self.kind == "avg" else F.max_pool2d(folded, 2)
         maps = small.unflatten(1, x.shape[1:3])
@@ -131,6 +145,18 @@ class Pool(nn.Module):
             return maps
         pairs = maps[:, :, : x.shape[2] // 2 * 2].unflatten(2, (-1, 2))
         return pairs.mean(dim=3) if self.kind == "avg" else pairs.amax(dim=3)
+
+    def _of_slices(self, x: Tensor) -> Tensor:
+        """The same of every second place, one elementwise pass of the code that is made."""
+        halved = [self.frames, True, True]
+        axes = [
+            [slice(first, length // 2 * 2, 2) for first in (0, 1)] if half else [slice(None)]
+            for half, length in zip(halved, x.shape[2:], strict=True)
+        ]
+        parts = [x[(slice(None), slice(None), *place)] for place in itertools.product(*axes)]
+        if self.kind == "avg":
+            return functools.reduce(torch.add, parts) / len(parts)
+        return functools.reduce(torch.maximum, parts)
 
     def extra_repr(self) -> str:
         """Show what is halved."""

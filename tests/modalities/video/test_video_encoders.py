@@ -94,6 +94,23 @@ def test_poolings_are_those_of_pytorch(kind, sides):
         torch.testing.assert_close(Pool(kind, frames=True)(x), pool(x, 2))
 
 
+@pytest.mark.parametrize("name", ["convnet", "r2plus1d"])
+def test_nets_that_are_compiled_say_the_same(name):
+    """Other layouts and poolings are taken there; mapped over items as gradient matching does."""
+    torch.compiler.reset()
+    net, x = small(name).double(), noise(3, *SHAPE).double().requires_grad_()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), net(x))
+    slopes = [torch.autograd.grad(made(x).square().sum(), x)[0] for made in (compiled, net)]
+    torch.testing.assert_close(*slopes)
+
+    def slope(item):
+        return torch.func.grad(lambda at: net(at[None]).square().sum())(item)
+
+    mapped = torch.compile(torch.func.vmap(slope), backend="eager")
+    torch.testing.assert_close(mapped(x.detach()), slopes[1])
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_nets_run_in_half_precision_forward_and_back(name):
     """The processor's choice for nets of this size; not all of its kernels know it."""
