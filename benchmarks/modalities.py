@@ -92,6 +92,7 @@ TRAJECTORIES: Options = {
     "evaluate__epochs": 300,
     "evaluate__baselines": ["random", "herding", "k-center"],
 }
+NOTHING_SKIPPED: Options = {**TRAJECTORIES, "objective__skip_above": None}
 TAUGHT: Options = {
     "learner__encoder": "linear",
     "synthetic__labels": {"kind": "teacher", "temperature": 4.0},
@@ -145,12 +146,9 @@ SEGMENTS: Options = {
 PLAN = [
     *(row("audio/fsdd", n, "dance", optimise__steps=150, **AUDIO) for n in (1, 10)),
     *(row("text/sst2_minilm", n, "datm", **TRAJECTORIES) for n in (1, 5, 10, 20)),
-    row(
-        "text/sst2_minilm",
-        1,
-        "datm",
-        called="datm, nothing skipped",
-        **{**TRAJECTORIES, "objective__skip_above": None},
+    *(
+        row("text/sst2_minilm", n, "datm", called="datm, nothing skipped", **NOTHING_SKIPPED)
+        for n in (1, 5, 10, 20)
     ),
     row("text/banking77_minilm", 5, "dm", called="dm, teacher's labels", **TAUGHT),
     *(row("text/sst2_minilm", n, "dm", **VECTORS) for n in (1, 5, 10, 20)),
