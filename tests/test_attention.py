@@ -153,8 +153,8 @@ def test_the_small_transformer_tells_how_its_average_is_made():
     # the second text alone, at its own length: the mean of the rows of its two positions
     alone = {name: value[1:2, :2] for name, value in inputs.items()}
     x, mask = net.stem(alone["values"]) + net.positions[:2], alone["mask"]
-    x, _ = net.blocks[0](x, mask)
-    query, key, _ = net.blocks[1].mixed(net.blocks[1].norms[0](x)).chunk(3, dim=2)
+    x = net.blocks[0](x, mask)
+    query, key, _ = net.blocks[1].attend.project_in(net.blocks[1].before(x)).chunk(3, dim=2)
     for head in range(2):
         q, k = (part[0, :, 4 * head : 4 * head + 4] for part in (query, key))
         expected = (q @ k.T / 2).softmax(dim=1).mean(dim=0)

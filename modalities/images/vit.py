@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmdd.errors import UserError
 from mmdd.modalities.images.base import ImageEncoder, require_at_least, require_image
+from mmdd.modalities.nets.attention import TransformerBlock
 
 POSITION_STD = 0.02
 
@@ -77,45 +78,6 @@ class Tokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Extend the token sequence x."""
         return torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, [n, T, d] -> [n, T, d], as matmul, softmax, matmul.
-
-    The fused kernels have no second derivative, which trajectory and gradient matching need.
-    """
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.project_in = nn.Linear(dim, 3 * dim)
-        self.project_out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend over the tokens x."""
-        n, tokens, dim = x.shape
-        size = dim // self.heads
-        parts = self.project_in(x).reshape(n, tokens, 3, self.heads, size)
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)  # each [n, h, T, d / h]
-        scores = (query * size**-0.5) @ key.transpose(-2, -1)
-        mixed = scores.softmax(dim=-1) @ value
-        return self.project_out(mixed.transpose(1, 2).reshape(n, tokens, dim))
-
-
-class TransformerBlock(nn.Module):
-    """Attention and a two-layer perceptron, each after a layer norm and beside a shortcut."""
-
-    def __init__(self, dim: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.attend = nn.Sequential(nn.LayerNorm(dim), Attention(dim, heads))
-        self.think = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform the tokens x [n, T, d]."""
-        x = x + self.attend(x)
-        return x + self.think(x)
 
 
 class ClassToken(nn.Module):

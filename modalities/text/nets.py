@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdd.errors import UserError
+from mmdd.modalities.nets import recurrent
+from mmdd.modalities.nets.attention import TransformerBlock
 from mmdd.modalities.text.embed import masked_mean
 from mmdd.trees import Tree
 
@@ -190,8 +192,8 @@ class TextCNN(TextEncoder):
 class GRU(TextEncoder):
     """A gated recurrent net (Cho et al. 2014), both ways, and the mean of its states.
 
-    Written out step by step: cuDNN's cannot be differentiated twice, and a masked position has to
-    leave the state as it is, so that reading backwards starts at a text's last token.
+    A masked position leaves the state as it is, so that reading backwards starts at a text's last
+    token.
     """
 
     def __init__(
@@ -205,77 +207,16 @@ class GRU(TextEncoder):
         ways = 2 if bidirectional else 1
         super().__init__(shape, ways * width, classes)
         _, hidden = require_tokens("gru", shape)
-        self.width = width
-        self.inward = nn.ModuleList(nn.Linear(hidden, 3 * width) for _ in range(ways))
-        self.onward = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(ways))
+        self.ways = nn.ModuleList(recurrent.GRU(hidden, width) for _ in range(ways))
 
     def layers(self, inputs: Tree) -> list[Tensor]:
         """The mean of the states of both ways."""
         values, mask = shown(inputs)
-        ways = [
-            self._read(values, mask, inward, onward, backwards=bool(way))
-            for way, (inward, onward) in enumerate(zip(self.inward, self.onward, strict=True))
+        means = [
+            masked_mean(read(values, mask, backwards=bool(way)), mask)
+            for way, read in enumerate(self.ways)
         ]
-        return [torch.cat(ways, dim=1)]
-
-    def _read(
-        self, values: Tensor, mask: Tensor, inward: nn.Module, onward: nn.Module, *, backwards: bool
-    ) -> Tensor:
-        steps = range(values.shape[1])
-        given = inward(values)
-        state = given.new_zeros(len(values), self.width)
-        total = torch.zeros_like(state)
-        weight = mask.to(given.dtype)
-        for step in reversed(steps) if backwards else steps:
-            keep = weight[:, step : step + 1]
-            new = self._cell(given[:, step], onward(state), state)
-            state = state + keep * (new - state)
-            total = total + keep * state
-        return total / weight.sum(dim=1, keepdim=True).clamp_min(1)
-
-    def _cell(self, given: Tensor, carried: Tensor, state: Tensor) -> Tensor:
-        reset, update, new = given.chunk(3, dim=1)
-        reset_by, update_by, new_by = carried.chunk(3, dim=1)
-        gate = torch.sigmoid(update + update_by)
-        fresh = torch.tanh(new + torch.sigmoid(reset + reset_by) * new_by)
-        return fresh + gate * (state - fresh)
-
-
-class Block(nn.Module):
-    """Self-attention and two linear layers, each after a layer norm and added to its input.
-
-    Attention is written out: fused kernels cannot be differentiated twice on every device.
-    """
-
-    def __init__(self, width: int, heads: int, inner: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.mixed, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, L, W] -> [n, L, W], and the attention [n, H, L, L] of each position to each.
-
-        Positions that `mask` [n, L] hides are not attended to.
-        """
-        read, weights = self._attend(self.mixed(self.norms[0](x)), mask)
-        x = x + self.out(read)
-        return x + self.down(F.gelu(self.up(self.norms[1](x)))), weights
-
-    def extra_repr(self) -> str:
-        """What the layers do not show: recorded experts are told apart by what a net says."""
-        return f"heads={self.heads}"
-
-    def _attend(self, mixed: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        query, key, value = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in mixed.chunk(3, dim=2)
-        )
-        scores = query @ key.mT / query.shape[-1] ** 0.5
-        lowest = torch.finfo(scores.dtype).min
-        scores = scores.masked_fill(~mask[:, None, None, :], lowest)
-        weights = scores.softmax(dim=-1)
-        return (weights @ value).transpose(1, 2).flatten(2), weights
+        return [torch.cat(means, dim=1)]
 
 
 class Transformer(TextEncoder):
@@ -297,7 +238,7 @@ class Transformer(TextEncoder):
         length, hidden = require_tokens("transformer", shape)
         self.stem = nn.Linear(hidden, width)
         inner = round(width * mlp_ratio)
-        self.blocks = nn.ModuleList(Block(width, heads, inner) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, inner) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.register_buffer("positions", sines(length, width), persistent=False)
         self.attention_shape = (heads, length)
@@ -319,7 +260,7 @@ class Transformer(TextEncoder):
         x = self.stem(values) + self.positions[: values.shape[1]].to(values.dtype)
         found = []
         for number, block in enumerate(self.blocks):
-            x, weights = block(x, mask)
+            x, weights = block.attended(x, mask)
             last = number == len(self.blocks) - 1
             found.append(masked_mean(self.norm(x) if last else x, mask))
         return found, weights

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdd.errors import UserError
+from mmdd.modalities.nets.attention import TransformerBlock
 from mmdd.modalities.timeseries.base import Block, Mask, SeriesEncoder, Spec
 
 POSITION_STD = 0.02
@@ -49,45 +50,16 @@ class Patches(Block):
         return self.project(pieces) + self.positions, shown
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention, [n, N, d] -> [n, N, d], as matmul, softmax, matmul.
-
-    The fused kernels have no second derivative, which trajectory and gradient matching need.
-    """
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.project_in = nn.Linear(dim, 3 * dim)
-        self.project_out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, mask: Mask) -> Tensor:
-        """Attend to the tokens that the mask [n, N] shows."""
-        n, tokens, dim = x.shape
-        size = dim // self.heads
-        parts = self.project_in(x).reshape(n, tokens, 3, self.heads, size)
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        scores = (query * size**-0.5) @ key.transpose(-2, -1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
-        mixed = scores.softmax(dim=-1) @ value
-        return self.project_out(mixed.transpose(1, 2).reshape(n, tokens, dim))
-
-
-class TransformerBlock(Block):
-    """Attention and a two-layer perceptron, each after a layer norm and beside a shortcut."""
+class TokenBlock(Block):
+    """A transformer block that hands the mask on; tokens of which nothing is shown stay zero."""
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.first, self.attend = nn.LayerNorm(dim), Attention(dim, heads)
-        self.think = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
-        )
+        self.transform = TransformerBlock(dim, heads, hidden)
 
     def forward(self, x: Tensor, mask: Mask) -> tuple[Tensor, Mask]:
         """Transform the tokens."""
-        x = x + self.attend(self.first(x), mask)
-        x = x + self.think(x)
+        x = self.transform(x, mask)
         return x if mask is None else x * mask.unsqueeze(-1).to(x.dtype), mask
 
 
@@ -140,6 +112,6 @@ class PatchTransformer(SeriesEncoder):
         cut = Patches(spec.channels, spec.steps, patch, dim)
         hidden = max(1, round(dim * mlp_ratio))
         blocks: list[Block] = [cut]
-        blocks += [TransformerBlock(dim, heads, hidden) for _ in range(depth)]
+        blocks += [TokenBlock(dim, heads, hidden) for _ in range(depth)]
         blocks.append(Ending(dim, mean=not spec.forecasts))
         super().__init__(spec, blocks, cut.tokens * dim if spec.forecasts else dim)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdd.modalities.images.norm import EPS, Norm
+from mmdd.modalities.nets.recurrent import GRU
 
 Size = tuple[int, int, int]
 SHORT = 4
@@ -169,44 +169,6 @@ class MeanOverTime(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Average over T."""
         return x.mean(dim=2).flatten(1)
-
-
-class GRU(nn.Module):
-    """One layer of gated recurrent units (Cho et al. 2014) over the frames of a clip.
-
-    Parameters and equations are those of ``nn.GRU``. Written out in plain operations: they have
-    derivatives of every order on every device (cuDNN's recurrent kernels have none beyond the
-    first), and are mapped over stacked nets.
-    """
-
-    def __init__(self, size: int, hidden: int) -> None:
-        super().__init__()
-        self.hidden = hidden
-        self.weight_ih = nn.Parameter(torch.empty(3 * hidden, size))
-        self.weight_hh = nn.Parameter(torch.empty(3 * hidden, hidden))
-        self.bias_ih = nn.Parameter(torch.empty(3 * hidden))
-        self.bias_hh = nn.Parameter(torch.empty(3 * hidden))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw all parameters uniformly within 1 / sqrt(hidden), as ``nn.GRU`` does."""
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -1 / math.sqrt(self.hidden), 1 / math.sqrt(self.hidden))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Read features [n, T, D]; returns the states after every frame, [n, T, hidden]."""
-        inputs = F.linear(x, self.weight_ih, self.bias_ih)
-        state = torch.zeros_like(inputs[:, 0, : self.hidden])
-        states = []
-        for given in inputs.unbind(1):
-            own = F.linear(state, self.weight_hh, self.bias_hh)
-            from_reset, from_update, from_new = given.chunk(3, dim=1)
-            own_reset, own_update, own_new = own.chunk(3, dim=1)
-            update = torch.sigmoid(from_update + own_update)
-            new = torch.tanh(from_new + torch.sigmoid(from_reset + own_reset) * own_new)
-            state = new + update * (state - new)
-            states.append(state)
-        return torch.stack(states, dim=1)
 
 
 class GRUOverTime(nn.Module):

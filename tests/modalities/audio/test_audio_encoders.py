@@ -13,7 +13,6 @@ from mmdd.modalities.audio.base import coarser, mean_in_time
 from mmdd.modalities.audio.convolutional import ConvNet, InstanceNorm
 from mmdd.modalities.audio.encoders import ENCODERS, build
 from mmdd.modalities.audio.part_options import ENCODERS as OPTIONS
-from mmdd.modalities.audio.sequential import GRU
 from mmdd.tasks.classification import Classification
 
 SHAPES = {"log-mel": (1, 12, 14), "waveform": (1, 300)}
@@ -135,21 +134,6 @@ def test_every_draw_of_a_learner_is_new_and_its_seeds(name, space, options):
     drawn = [key for key in names if first[key].unique().numel() > 1]
     assert len(drawn) > 0
     assert all(not torch.equal(first[key], other[key]) for key in drawn)
-
-
-def test_the_recurrent_layer_is_torchs():
-    torch.manual_seed(0)
-    own, theirs = GRU(5, 7).double(), nn.GRU(5, 7, batch_first=True).double()
-    theirs.weight_ih_l0.data = own.weight_input.data
-    theirs.weight_hh_l0.data = own.weight_hidden.data
-    theirs.bias_ih_l0.data = own.bias_input.data
-    theirs.bias_hh_l0.data = own.bias_hidden.data
-    x = torch.randn(3, 6, 5, dtype=torch.float64)
-    torch.testing.assert_close(own(x), theirs(x)[0])
-    lengths = torch.tensor([6, 2, 4])
-    states = own(x, torch.arange(6) < lengths[:, None])
-    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-    torch.testing.assert_close(states[:, -1], theirs(packed)[1][0])
 
 
 def test_instance_norm_is_torchs():

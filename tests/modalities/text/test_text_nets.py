@@ -179,11 +179,8 @@ def test_gru_is_the_gru_of_torch():
     net = nets.GRU((LENGTH, HIDDEN), CLASSES, width=4)
     theirs = torch.nn.GRU(HIDDEN, 4, batch_first=True, bidirectional=True)
     for way, suffix in enumerate(("", "_reverse")):
-        # their order of gates is the same: reset, update, new
-        pairs = (("ih", net.inward[way]), ("hh", net.onward[way]))
-        for kind, layer in pairs:
-            getattr(theirs, f"weight_{kind}_l0{suffix}").data = layer.weight.data
-            getattr(theirs, f"bias_{kind}_l0{suffix}").data = layer.bias.data
+        for name, values in net.ways[way].named_parameters():
+            getattr(theirs, f"{name}_l0{suffix}").data = values.data
     inputs = items()
     lengths = inputs["mask"].sum(dim=1)
     packed = torch.nn.utils.rnn.pack_padded_sequence(
@@ -204,19 +201,6 @@ def test_textcnn_by_hand():
         found = torch.stack([(kernel * window).sum(dim=(1, 2)) + bias for window in windows])
         expected = found.relu().amax(dim=0)
         torch.testing.assert_close(net.features(inputs)[row], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_attention_is_that_of_torch():
-    block = nets.Block(8, 2, 16)
-    mixed, mask = torch.randn(3, 5, 24), torch.arange(5) < torch.tensor([[5], [3], [1]])
-    query, key, value = (p.unflatten(2, (2, 4)).transpose(1, 2) for p in mixed.chunk(3, dim=2))
-    theirs = functional.scaled_dot_product_attention(query, key, value, mask[:, None, None, :])
-    expected = theirs.transpose(1, 2).flatten(2)
-    torch.testing.assert_close(block._attend(mixed, mask)[0], expected)
-    assert repr(block) != repr(nets.Block(8, 4, 16))  # experts are kept under it
-
-
-# Encoders of transformers ----------------------------------------------------------------------
 
 
 def test_pretrained_is_the_model_itself(bert):

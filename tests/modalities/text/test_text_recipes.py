@@ -37,7 +37,7 @@ def source():
 def test_shipped_recipes_learn_what_they_say(name, bert, source):
     stated = compose(name)
     options = {**SHORT, **({"data.model": bert} if stated.data.model else {})}
-    if stated.data.space == "auto" and stated.data.model is None:
+    if stated.data.model is None:
         options["data.hidden"] = 8
     recipe = compose(name, options=options)
     splits = build.open_data(recipe, source, torch.device("cpu"))
