@@ -149,8 +149,43 @@ SEGMENTS: Options = {
     "evaluate__protocol": "mtt",
     "evaluate__epochs": 200,
 }
+GRADIENTS: Options = {"optimise__steps": 60, "real__per_group": 48}
+EXPERT_SEGMENTS: Options = {
+    "experts__count": 2,
+    "experts__epochs": 6,
+    "experts__epoch_steps": 25,
+    "experts__lr": 0.02,
+    "source__length": 1,
+    "source__max_start": 4,
+    "objective__steps": 10,
+    "objective__batch_size": 50,
+    "synthetic__step_size": 0.02,
+    "optimise__steps": 40,
+    "evaluate__protocol": "mtt",
+    "evaluate__epochs": 200,
+}
+"""Short runs of the families that no other row shows; nothing about them was chosen."""
 PLAN = [
     *(row("audio/fsdd", n, "dance", optimise__steps=150, **AUDIO) for n in (1, 10)),
+    row("audio/fsdd", 10, "dsa", learner__width=32, evaluate__protocol="quick", **GRADIENTS),
+    row("audio/fsdd", 10, "mtt", learner__width=32, **EXPERT_SEGMENTS),
+    row(
+        "timeseries/ucihar_subset",
+        10,
+        "dsa",
+        **{**POSTURES, **GRADIENTS, "optimise__inputs__lr": 0.1},
+    ),
+    row(
+        "timeseries/ucihar_subset",
+        10,
+        "mtt",
+        learner__width=32,
+        learner__norm="layer",
+        learner__head="mean",
+        **EXPERT_SEGMENTS,
+    ),
+    row("video/grid_digit", 10, "dsa", **{**CLIPS, **GRADIENTS, "real__per_group": 16}),
+    row("video/grid_digit", 10, "mtt", **EXPERT_SEGMENTS),
     *(row("text/sst2_minilm", n, "datm", **TRAJECTORIES) for n in (1, 5, 10, 20)),
     *(
         row("text/sst2_minilm", n, "datm", called="datm, nothing skipped", **NOTHING_SKIPPED)
