@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmdd import artifact, build, machine, start
-from mmdd.compose import from_flags, modality_of_object, read_yaml
+from mmdd.compose import from_flags, modality_of, read_yaml
 from mmdd.errors import UserError
 from mmdd.experts import Experts
 from mmdd.modality import DataInfo, Splits
@@ -223,7 +223,7 @@ def distill(
     Raises `UserError` for anything a person can mend, before long work starts.
     """
     named = isinstance(data, (str, Path))
-    if not named and (known := modality_of_object(data)):
+    if not named and (known := modality_of(data)):
         options = {"modality": known, **(options or {})}
     made = (
         recipe

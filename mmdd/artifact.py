@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import shlex
@@ -23,13 +22,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmdd import catalog, files
 from mmdd.card import MARK, card
 from mmdd.errors import UserError
-from mmdd.parquet import Columns, read_parquet, write_parquet
+from mmdd.parquet import Columns, write_parquet
 from mmdd.provenance import commit, versions
 from mmdd.trees import named_leaves, tree_bytes
 
@@ -132,7 +130,7 @@ def _write_aside(
     manifest.setdefault("commit", commit())
     manifest.update(format=FORMAT, format_version=FORMAT_VERSION)
     manifest = _sealed(manifest)
-    (aside / CARD).write_bytes(_card_bytes(manifest))
+    (aside / CARD).write_bytes(card_bytes(manifest))
     files.write_json(aside / MANIFEST, manifest)
     for name in (*names, CARD):
         files.sync(aside / name)
@@ -158,7 +156,8 @@ def _kind_of(tensor: Tensor) -> dict[str, Any]:
     return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
 
 
-def _card_bytes(manifest: Mapping[str, Any]) -> bytes:
+def card_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """The card of a set, encoded."""
     # names of files that are no valid Unicode may have become class names
     return card(manifest).encode(errors="backslashreplace")
 
@@ -182,7 +181,7 @@ def update_results(folder: str | Path, results: Mapping[str, Any]) -> None:
     """
     folder = Path(folder)
     manifest = _sealed({**_read_manifest(folder), "results": results})
-    files.write_atomic(folder / CARD, _card_bytes(manifest))
+    files.write_atomic(folder / CARD, card_bytes(manifest))
     files.write_json(folder / MANIFEST, manifest)
 
 
@@ -336,50 +335,4 @@ def to_parquet(found: Artifact, folder: Path, made: Path) -> None:
     (made / PARQUET).parent.mkdir()
     shutil.copyfile(folder / PARQUET, made / PARQUET)
     listed = {PARQUET: found.manifest["files"][PARQUET]}
-    (made / CARD).write_bytes(_card_bytes({**found.manifest, "files": listed}))
-
-
-def to_imagefolder(found: Artifact, folder: Path, made: Path) -> None:
-    """Write one PNG per item into a folder per class."""
-    table = read_parquet(folder / PARQUET)
-    image, label = _column(table, "Image"), _column(table, "ClassLabel")
-    names = table.features[label].names
-    folders, counts = files.safe_names(names), [0] * len(names)
-    order = []
-    for item in table.with_format(None):
-        code = item[label]
-        counts[code] += 1
-        order.append(f"train/{folders[code]}/{counts[code]:05}.png")
-        (made / order[-1]).parent.mkdir(parents=True, exist_ok=True)
-        (made / order[-1]).write_bytes(_as_png(item[image]["bytes"]))
-    numbers = {folders[code]: {"label": code, "name": name} for code, name in enumerate(names)}
-    files.write_json(made / "classes.json", numbers)
-    if "soft_label" in table.column_names:
-        soft = {"soft_labels": torch.tensor(table["soft_label"][:])}
-        files.save_tensors(made / "soft_labels.safetensors", soft, {"files": json.dumps(order)})
-    # says where the items are, since a class may be called "test"
-    listed = {PARQUET: found.manifest["files"][PARQUET]}
-    shown = {**found.manifest, "files": listed, "data": {"path": "train/**"}}
-    (made / CARD).write_bytes(_card_bytes(shown))
-
-
-def _column(table: Any, kind: str) -> str:
-    found = {name: type(feature).__name__ for name, feature in table.features.items()}
-    if kind not in found.values():
-        raise UserError(
-            "this set holds no labelled images",
-            got=found,
-            expected=f"a column of type {kind}",
-            hint="Export it --to parquet or safetensors.",
-        )
-    return next(name for name, each in found.items() if each == kind)
-
-
-def _as_png(encoded: bytes) -> bytes:
-    if encoded.startswith(b"\x89PNG"):
-        return encoded
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(encoded)).save(buffer, format="PNG")
-    return buffer.getvalue()
+    (made / CARD).write_bytes(card_bytes({**found.manifest, "files": listed}))

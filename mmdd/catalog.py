@@ -151,7 +151,7 @@ SELECTORS = {
 }
 EXPORTS = {
     "parquet": Entry("mmdd.artifact:to_parquet", "a folder for datasets.load_dataset"),
-    "imagefolder": Entry("mmdd.artifact:to_imagefolder", "PNG files by class"),
+    "imagefolder": Entry("mmdd.modalities.images.export:to_imagefolder", "PNG files by class"),
     "safetensors": Entry("mmdd.artifact:to_safetensors", "the exact tensors"),
     "npz": Entry("mmdd.modalities.graphs.export:to_npz", "arrays of a condensed graph"),
     "wav": Entry("mmdd.modalities.audio.export:to_wav", "WAV files by class, and a player page"),

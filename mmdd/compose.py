@@ -229,24 +229,11 @@ def from_flags(
     return compose(recipe, method=method, flags=flags, options=options)
 
 
-def modality_of(data: str) -> str | None:
-    """The modality that a data source names by itself, or that its files and columns tell.
+def modality_of(data: Any) -> str | None:
+    """The modality that a source names by itself, or that its type, files and columns tell.
 
-    ``pyg:…`` and arrays are graphs. None where nothing is clear: a Hub name is not downloaded.
+    None where nothing is clear: a Hub name is not downloaded.
     """
-    if data.startswith("pyg:") or data.endswith((".npz", ".safetensors")):
-        return "graphs"
-    if not Path(data).expanduser().exists():
-        return None
-    found: str | None = catalog.GUESS.load()(data)
-    return found
-
-
-def modality_of_object(data: Any) -> str | None:
-    """The modality of an object whose library names it."""
-    first = data[0] if isinstance(data, (list, tuple)) and data else data
-    if type(first).__module__.startswith("torch_geometric"):
-        return "graphs"
     found: str | None = catalog.GUESS.load()(data)
     return found
 

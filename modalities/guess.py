@@ -31,8 +31,11 @@ MOST_FILES = 500  # files of a folder that are looked at
 def modality_of(source: Any) -> str | None:
     """Name the modality of a folder, a file, a ``datasets`` object or a pair; None if unclear.
 
-    A Hub name is unclear: it would have to be downloaded.
+    ``pyg:NAME/ITEM``, arrays (``.npz``, ``.safetensors``) and PyG's objects are graphs. A Hub name
+    is unclear: it would have to be downloaded.
     """
+    if _is_graph(source):
+        return "graphs"
     if isinstance(source, (str, os.PathLike)):
         return _of_path(Path(source).expanduser())
     if isinstance(source, Mapping):
@@ -44,6 +47,15 @@ def modality_of(source: Any) -> str | None:
     if isinstance(source, (list, tuple)) and len(source):
         return "text" if _holds_text(source) else None
     return None
+
+
+def _is_graph(source: Any) -> bool:
+    """True for what graphs alone are: told by a name, whether or not it is there."""
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+        return name.startswith("pyg:") or name.endswith((".npz", ".safetensors"))
+    first = source[0] if isinstance(source, (list, tuple)) and source else source
+    return type(first).__module__.startswith("torch_geometric")
 
 
 def _holds_text(source: Any) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mmdd
-from mmdd.compose import modality_of, modality_of_object
+from mmdd.compose import modality_of
 from mmdd.errors import UserError
 
 METHODS = ("gcond", "gcond-x", "doscond", "gcdm", "sfgc", "geom")
@@ -187,9 +187,9 @@ def test_the_source_tells_the_modality():
     assert modality_of("pyg:Planetoid/Cora") == "graphs"
     assert modality_of("graph.npz") == "graphs"
     assert modality_of("digits") is None
-    assert modality_of_object(karate()) == "graphs"
-    assert modality_of_object([karate()]) == "graphs"
-    assert modality_of_object(([1], [2])) is None
+    assert modality_of(karate()) == "graphs"
+    assert modality_of([karate()]) == "graphs"
+    assert modality_of(([1], [2])) is None
 
 
 @pytest.mark.parametrize(
