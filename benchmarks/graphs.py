@@ -81,6 +81,8 @@ def measure(line: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         found = next(iter(report["results"].values()))
         for name in ("synthetic", *BASELINES):
             values.setdefault(name, []).extend(found[name]["values"] if name in found else [])
+            extra = found.get(name, {}).get("extras", {}).get("ROC-AUC", {"values": []})
+            values.setdefault(f"{name}_auc", []).extend(extra["values"])
         seconds.append(done.run["seconds"])
     scores = {
         f"{name}_{part}": round(100 * of(found), 2)

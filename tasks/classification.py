@@ -31,6 +31,21 @@ class Classification:
 
     def score(self, outputs: Tree, targets: Tree) -> float:
         """Share of items whose largest logit is at their class, in [0, 1]."""
-        outputs, targets = unguided(outputs, targets)
-        truth = targets.argmax(dim=1) if targets.ndim == 2 else targets
+        outputs, truth = _with_truth(outputs, targets)
         return (outputs.argmax(dim=1) == truth).double().mean().item()
+
+    def extras(self, outputs: Tree, targets: Tree) -> dict[str, float]:
+        """``ROC-AUC`` of two classes that both occur: what a rare class hides from accuracy."""
+        outputs, truth = _with_truth(outputs, targets)
+        if outputs.shape[1] != 2 or len(truth.unique()) < 2:
+            return {}
+        from sklearn.metrics import roc_auc_score
+
+        second = (outputs[:, 1] - outputs[:, 0]).double().cpu()
+        return {"ROC-AUC": float(roc_auc_score(truth.cpu().numpy(), second.numpy()))}
+
+
+def _with_truth(outputs: Tree, targets: Tree) -> tuple[Tensor, Tensor]:
+    """Logits [n, C] and classes [n]."""
+    outputs, targets = unguided(outputs, targets)
+    return outputs, targets.argmax(dim=1) if targets.ndim == 2 else targets

@@ -19,6 +19,7 @@ from mmdd.protocols import PROTOCOLS, Protocol
 from mmdd.real import JointData, ResidentData
 from mmdd.rng import generator
 from mmdd.scores import Scores
+from mmdd.tasks.classification import Classification
 from mmdd.trees import tree_leaves
 
 
@@ -783,3 +784,14 @@ def test_fakes_can_be_stacked():
         batch = everything(CASES[name]().train)
         numbers = sum(leaf[0].numel() for leaf in tree_leaves(batch.inputs))
         assert numbers < evaluate.STACKED_ELEMENTS
+
+
+def test_two_classes_are_also_told_by_the_area_under_their_curve():
+    """By hand: the share of pairs of which the item of the second class is ranked above."""
+    logits, truth = noise(40, 2, seed=3), torch.arange(40) % 5 // 4
+    margin = logits[:, 1] - logits[:, 0]
+    pairs = margin[truth == 1][:, None] > margin[truth == 0][None]
+    task = Classification()
+    assert task.extras(logits, truth)["ROC-AUC"] == pytest.approx(pairs.double().mean().item())
+    assert task.extras(logits, torch.zeros(40).long()) == {}
+    assert task.extras(noise(40, 3), truth) == {}
