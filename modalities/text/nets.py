@@ -260,6 +260,7 @@ class Transformer(TextEncoder):
         x = self.stem(values) + self.positions[: values.shape[1]].to(values.dtype)
         found = []
         for number, block in enumerate(self.blocks):
+            assert isinstance(block, TransformerBlock)
             x, weights = block.attended(x, mask)
             last = number == len(self.blocks) - 1
             found.append(masked_mean(self.norm(x) if last else x, mask))
