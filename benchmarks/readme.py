@@ -112,8 +112,8 @@ def modalities() -> str:
         "",
         "Test accuracy in %, for ETTh1 mean squared error on normalised values (lower is better);"
         f" {rows[0]['learners']} fresh learners. Budgets are items per class, for ETTh1 time steps."
-        " Options of text, FSDD, UCI-HAR and GunPoint were chosen or confirmed on validation; those of"
-        " Synthetic Control, ETTh1 and video were not (`benchmarks/NOTES.md`): first results."
+        " Options of text, FSDD, UCI-HAR and GunPoint were chosen on validation, those of"
+        " Synthetic Control, ETTh1 and video not (`benchmarks/NOTES.md`): first results."
         " `python benchmarks/modalities.py` repeats and extends the table"
         " ([`modalities.csv`](benchmarks/results/modalities.csv)).",
     ]
