@@ -24,6 +24,7 @@ from mmdd.modalities.images.normalise import Normalise
 from mmdd.modalities.images.options import ImageData
 from mmdd.modalities.images.whiten import Covariance, Whiten, fit
 from mmdd.modality import DataInfo
+from mmdd.parquet import read_parquet
 
 EPS = 0.1
 ZCA = {"whiten": "zca", "zca_eps": EPS, **KEEP_ALL}
@@ -376,7 +377,7 @@ def test_the_artifact_keeps_the_map(saved):
 
 def test_columns_are_the_pixels_again(saved):
     folder, pixels, _ = saved
-    read = artifact.read_parquet(folder / artifact.PARQUET).cast_column("image", datasets.Image())
+    read = read_parquet(folder / artifact.PARQUET).cast_column("image", datasets.Image())
     found = np.stack([np.asarray(image) for image in read["image"][:]])
     assert np.array_equal(found, pixels[:, 0].numpy())  # every byte, after whitening and back
 
