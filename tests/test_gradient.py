@@ -16,6 +16,7 @@ from mmdd.errors import UserError
 from mmdd.labels import HardLabels, SoftLabels
 from mmdd.learner import Learner, can_compile
 from mmdd.objectives import gradient as module
+from mmdd.objectives.batch_norm import STATISTICS
 from mmdd.objectives.distances import DISTANCES
 from mmdd.objectives.gradient import GradientMatching
 from mmdd.objectives.pairs import piece_size, rounded
@@ -530,7 +531,7 @@ def test_batch_norm_keeps_the_statistics_of_real_items():
     net = Normed().double()
     net.load_state_dict(step.drawn.params, strict=False)
     hidden = net.blocks[0](case.train.values.double()).detach()
-    assert (case.train.group_sizes <= module.STATISTICS).all()
+    assert (case.train.group_sizes <= STATISTICS).all()
     net.blocks[1].running_mean.copy_(hidden.mean(dim=0))
     net.blocks[1].running_var.copy_(hidden.var(dim=0))
     net.eval()

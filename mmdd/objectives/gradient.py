@@ -9,29 +9,28 @@ Shape suffixes: n items of a batch, G groups, B groups and m items of each in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, jacrev, vmap
+from torch.func import grad, grad_and_value, jacrev, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmdd.batch import Batch
 from mmdd.errors import UserError
 from mmdd.learner import Learner, Params
+from mmdd.objectives.batch_norm import frozen_statistics, widened, with_statistics
 from mmdd.objectives.distances import DISTANCES, Distance
 from mmdd.objectives.inner import differentiable_twice, filled
-from mmdd.objectives.pairs import Pair, block, members, piece_size, rounded, taken
+from mmdd.objectives.pairs import Pair, block, piece_size, rounded, taken
 from mmdd.rng import lent_generators
 from mmdd.step import Objective, Step, with_gradient
 from mmdd.trees import Tree, tree_map, tree_take
 
 Matched = Literal["all", "weights", "convolutions", "head"]
 
-STATISTICS = 16
-"""Real items per group from which the statistics of batch norms are taken (Zhao et al. 2021)."""
 HALF_SUFFICES = ("cosine", "mse", "l1")
 """Distances whose second derivative may be taken in the half precision of a compiled learner. On a
 ConvNet-D3 with Fashion-MNIST the images' gradient keeps a cosine of 0.99 with float32; with the
@@ -176,7 +175,7 @@ class _Comparison:
 
     def __call__(self, net: Params, pair: Pair, by_size: bool) -> tuple[Tensor, list[Tensor]]:
         """Value, and its derivatives with respect to the leaves that ask for them."""
-        params = {name: _widened(value.detach(), self.wide) for name, value in net.items()}
+        params = {name: widened(value.detach(), self.wide) for name, value in net.items()}
         if self.learner.mixes_items:
             params = with_statistics(self.learner, params, pair.real)
         matched = {name: params[name] for name in self.names}
@@ -186,7 +185,7 @@ class _Comparison:
             nothing = torch.zeros((), dtype=self.wide, device=pair.common.device)
             return nothing, [torch.zeros_like(leaf) for leaf in pair.learned()]
         factors = (pair.sizes() if by_size else torch.ones_like(pair.common)).to(self.wide)
-        with _frozen_statistics(self.learner):
+        with frozen_statistics(self.learner):
             return (self._jointly if joint else self._separately)(matched, fixed, pair, factors)
 
     def _loss(
@@ -345,10 +344,6 @@ class _Comparison:
         return (self.distance(target, slopes) * factors).sum()
 
 
-def _widened(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype) if value.is_floating_point() else value
-
-
 def _side_by_side(learner: Learner, params: Params, example: Batch) -> bool:
     """True for a small net that can be mapped over groups; recurrent ones fail or are slow."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in learner.encoder.modules())
@@ -370,39 +365,3 @@ def _side_by_side(learner: Learner, params: Params, example: Batch) -> bool:
         except (RuntimeError, ValueError):
             return False
     return bool(work.get_total_flops() < SMALL_WORK)
-
-
-# -- batch norm ------------------------------------------------------------------------------------
-
-
-def _batch_norms(encoder: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    kind = nn.modules.batchnorm._BatchNorm
-    return [module for module in encoder.modules() if isinstance(module, kind)]
-
-
-def with_statistics(learner: Learner, params: Params, real: Batch) -> Params:
-    """`params` with the batch norm statistics of `real` (`STATISTICS` items of each group)."""
-    copies = {name: value.clone() for name, value in params.items()}
-    if not real.joint:
-        groups = torch.unique(real.groups).tolist()
-        real = real.select(torch.cat([members(real, g)[:STATISTICS] for g in groups]))
-    norms = _batch_norms(learner.encoder)
-    momenta = [norm.momentum for norm in norms]
-    learner.encoder.train()
-    for norm in norms:
-        norm.momentum = 1.0
-    inputs = tree_map(lambda leaf: _widened(leaf, learner.dtype), real.inputs)
-    functional_call(learner.encoder, copies, (inputs,))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return copies
-
-
-@contextmanager
-def _frozen_statistics(learner: Learner) -> Iterator[None]:
-    """Training mode for all layers but batch norms."""
-    learner.encoder.train()
-    for norm in _batch_norms(learner.encoder):
-        norm.eval()
-    yield
-    learner.encoder.train()

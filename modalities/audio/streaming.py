@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,12 +22,12 @@ from mmdd.modalities.audio.options import AudioData
 from mmdd.modalities.audio.reading import blank, read_chunk
 from mmdd.modalities.audio.spectra import LogMel
 from mmdd.modalities.tables.parts import Parts
+from mmdd.modalities.tables.streaming import reading_processes
 from mmdd.real import RealData
 from mmdd.streamed import StreamedData, WorkerPool
 from mmdd.trees import Tree
 
 SAMPLE_DISK = 4000  # clips of a disk set that are measured and checked
-MOST_WORKERS = 8
 
 log = logging.getLogger(__name__)
 
@@ -130,12 +129,9 @@ def streamed(
 
 
 def workers(parts: Parts[Clips], options: AudioData) -> int:
-    """Reading processes: none for arrays, which every process would need a copy of."""
-    if all(part.items.in_memory for part in parts.values()):
-        return 0
-    if options.workers is not None:
-        return options.workers
-    return min(MOST_WORKERS, max(1, (os.cpu_count() or 1) - 1))
+    """Processes that read the parts; see `reading_processes`."""
+    inside = all(part.items.in_memory for part in parts.values())
+    return reading_processes(options.workers, in_memory=inside)
 
 
 def note(parts: Parts[Clips], seen: Parts[Clips], options: AudioData) -> str:

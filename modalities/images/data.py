@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from mmdd.modalities.images.whiten import require_small
 from mmdd.modalities.tables.arrays import Array
 from mmdd.modalities.tables.parts import Parts, keep_trained, make_parts
 from mmdd.modalities.tables.sources import open_source
+from mmdd.modalities.tables.streaming import reading_processes, told
 from mmdd.modality import DataInfo, Splits
 from mmdd.progress import for_terminal
 from mmdd.real import RealData, ResidentData
@@ -38,7 +38,6 @@ SAMPLE_HEADERS = 1000  # images whose size and colours are looked at
 SAMPLE_DISK = 10_000  # images of a disk set that are measured (unless whitened) and checked
 SAMPLE_BYTES = 2**26  # decoded at once while a disk set is measured
 MANY = 20_000  # images whose decoding deserves a bar
-MOST_WORKERS = 8
 NAMED_FAILURES = 5
 
 
@@ -267,7 +266,8 @@ def _streamed(opening: Opening, options: ImageData, device: torch.device) -> Bui
     total = sum(len(part) for part in opening.parts.values())
     blank = [mean * unit for mean in space.normalisation["mean"]]
     reader = ImageReader(splits, opening.geometry, blank, _allowed(options, total))
-    pool = WorkerPool(reader, _workers(splits, options))
+    inside = all(split.in_memory for split in splits)
+    pool = WorkerPool(reader, reading_processes(options.workers, in_memory=inside))
     opening.notes.append(_streaming_note(opening, checked["train"], pool.workers))
     data: dict[str, RealData] = {}
     for role, part in opening.parts.items():
@@ -304,23 +304,10 @@ def _check_sample(opening: Opening, role: str, measures: Measures) -> int:
     return len(places)
 
 
-def _workers(splits: Sequence[Pixels], options: ImageData) -> int:
-    """Reading processes: none for arrays, which every process would need a copy of."""
-    if all(split.in_memory for split in splits):
-        return 0
-    if options.workers is not None:
-        return options.workers
-    return min(MOST_WORKERS, max(1, (os.cpu_count() or 1) - 1))
-
-
 def _streaming_note(opening: Opening, checked: int, workers: int) -> str:
     part = opening.parts["train"]
-    where = "in main memory" if part.items.in_memory else "on disk"
-    note = f"images stay {where} ({opening.nbytes / 2**30:.2f} GiB decoded), read by "
-    note += f"{workers} processes" if workers else "this process"
-    if checked < len(part):
-        note += f"; mean, std and readability come from {checked} training images chosen at random"
-    return note
+    inside = part.items.in_memory
+    return told("images", opening.nbytes, workers, in_memory=inside, checked=checked, of=len(part))
 
 
 def _decoding_notes(opening: Opening) -> list[str]:

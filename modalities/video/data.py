@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from mmdd.modalities.images.space import at_random
 from mmdd.modalities.tables.arrays import Array
 from mmdd.modalities.tables.parts import make_parts
 from mmdd.modalities.tables.sources import open_source
-from mmdd.modalities.video.clips import Clips
+from mmdd.modalities.tables.streaming import reading_processes, told
 from mmdd.modalities.video.normalise import NormaliseClips
 from mmdd.modalities.video.opening import (
     Opening,
@@ -39,7 +37,6 @@ from mmdd.streamed import StreamedData, WorkerPool
 
 SAMPLE_DISK = 1000  # clips of a disk set that are measured and checked
 SAMPLE_BYTES = 2**27  # decoded at once while a disk set is measured
-MOST_WORKERS = 8
 
 
 def open_videos(source: Any, options: VideoData, device: torch.device | str = "cpu") -> Splits:
@@ -136,7 +133,8 @@ def _streamed(opening: Opening, options: VideoData, device: torch.device) -> Bui
     blank = [level * unit for level in mean]
     allowed = allowed_failures(options, total)
     reader = ClipReader(splits, opening.geometry, opening.sampling, blank, allowed)
-    pool = WorkerPool(reader, _workers(splits, options))
+    inside = all(split.in_memory for split in splits)
+    pool = WorkerPool(reader, reading_processes(options.workers, in_memory=inside))
     opening.notes.append(_streaming_note(opening, checked["train"], pool.workers))
     prepare = NormaliseClips(mean, std)
     data: dict[str, RealData] = {}
@@ -168,23 +166,10 @@ def _check_sample(opening: Opening, role: str, moments: Moments) -> int:
     return len(places)
 
 
-def _workers(splits: Sequence[Clips], options: VideoData) -> int:
-    """Reading processes: none for arrays, which every process would need a copy of."""
-    if all(split.in_memory for split in splits):
-        return 0
-    if options.workers is not None:
-        return options.workers
-    return min(MOST_WORKERS, max(1, (os.cpu_count() or 1) - 1))
-
-
 def _streaming_note(opening: Opening, checked: int, workers: int) -> str:
     part = opening.parts["train"]
-    where = "in main memory" if part.items.in_memory else "on disk"
-    note = f"clips stay {where} ({opening.nbytes / 2**30:.2f} GiB decoded), read by "
-    note += f"{workers} processes" if workers else "this process"
-    if checked < len(part):
-        note += f"; mean, std and readability come from {checked} training clips chosen at random"
-    return note
+    inside = part.items.in_memory
+    return told("clips", opening.nbytes, workers, in_memory=inside, checked=checked, of=len(part))
 
 
 def _digest(opening: Opening, clips: dict[str, Array] | None) -> str:
