@@ -89,7 +89,7 @@ def graphs() -> str:
     lines += [
         "",
         f"Test accuracy in %, {first['seeds']} condensed sets x {first['learners']} fresh learners"
-        " (whole graphs: 3 to 5 hold-outs x 2 or 3, the file says which),"
+        " (GEOM: 1 x 5; whole graphs: 3 to 5 hold-outs x 2 or 3),"
         " the state that validation prefers; `items` are synthetic nodes, or graphs per class for"
         " MUTAG and PROTEINS. `python benchmarks/graphs.py` repeats and extends the table"
         " ([`graphs.csv`](benchmarks/results/graphs.csv)).",
