@@ -100,11 +100,11 @@ PLAN = [
     row(
         "fashion_mnist",
         1,
-        "dsa-15min",
+        "dsa-30min",
         "dsa",
-        {"run.minutes": 15, "optimise.inputs.lr": 1.0, "optimise.inputs.schedule": "cosine"},
+        {"run.minutes": 30, "optimise.inputs.lr": 1.0, "optimise.inputs.schedule": "cosine"},
     ),
-    row("fashion_mnist", 1, "idc-20min", "idc", {"run.minutes": 20, "evaluate.protocol": "dc"}),
+    row("fashion_mnist", 1, "idc-30min", "idc", {"run.minutes": 30, "evaluate.protocol": "dc"}),
     row("fashion_mnist", 1, "idc-6min", "idc", {"run.minutes": 6, "evaluate.protocol": "dc"}),
     row(
         "fashion_mnist",
