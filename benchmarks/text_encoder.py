@@ -1,7 +1,8 @@
 """Small encoders of transformers for the benchmarks: made here, from a configuration and a seed.
 
-A folder holds a BERT with random weights, or weights that were trained on a training split as a
-classifier, and a WordPiece tokenizer of the same texts. Equal arguments give equal folders.
+A folder holds a BERT and a WordPiece tokenizer of the same texts. Its weights are random, or were
+trained on a training split to tell a larger encoder's vectors of the texts, labels unseen. Equal
+arguments give equal folders.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tokenizers import (
     processors,
     trainers,
 )
+from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -32,6 +34,12 @@ def texts_of(data: str, split: str = "train") -> tuple[list[str], list[int]]:
     """Texts and class numbers of a split of the shared data."""
     part = load_dataset(str(DATA / data), split=split)
     return list(part["text"]), list(part["label"])
+
+
+def vectors_of(data: str, split: str = "train") -> Tensor:
+    """[texts, D] ready embeddings of a split of the shared data."""
+    part = load_dataset(str(DATA / data), split=split).with_format("torch")
+    return part["embedding"][:].float()
 
 
 def tokenizer_of(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -64,14 +72,14 @@ def make(
     hidden: int = 64,
     layers: int = 2,
     heads: int = 2,
-    labels: Sequence[int] | None = None,
-    epochs: int = 3,
+    vectors: Tensor | None = None,
+    epochs: int = 8,
     seed: int = 0,
 ) -> str:
     """Write a BERT and its tokenizer into `folder`, unless they are there; returns the folder.
 
-    With `labels` its weights are trained for `epochs` to classify the texts by the mean of the last
-    layer (AdamW 1e-3, batches of 64); the classifier itself is not kept.
+    With `vectors` [texts, D] it is trained for `epochs` until a linear map of the mean of its last
+    layer points where they do (AdamW 1e-3, batches of 64). The map is not kept.
     """
     if (folder / "config.json").exists():
         return str(folder)
@@ -88,8 +96,8 @@ def make(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = BertModel(config)
-        if labels is not None:
-            train(model, tokenizer, texts, labels, epochs)
+        if vectors is not None:
+            train(model, tokenizer, texts, vectors, epochs)
     tokenizer.save_pretrained(folder)
     model.eval().save_pretrained(folder)
     return str(folder)
@@ -99,13 +107,12 @@ def train(
     model: BertModel,
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[str],
-    labels: Sequence[int],
+    vectors: Tensor,
     epochs: int,
 ) -> None:
-    """Train the model under a linear classifier, in place."""
-    head = torch.nn.Linear(model.config.hidden_size, max(labels) + 1)
+    """Train the model under a linear layer, in place: one minus the cosine to the vectors."""
+    head = torch.nn.Linear(model.config.hidden_size, vectors.shape[1])
     optimiser = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=1e-3)
-    targets = torch.tensor(list(labels))
     model.train()
     for _ in range(epochs):
         for rows in torch.randperm(len(texts)).split(64):
@@ -113,8 +120,7 @@ def train(
             given = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
             shown = given["attention_mask"].unsqueeze(-1)
             states = model(**given).last_hidden_state
-            features = (states * shown).sum(dim=1) / shown.sum(dim=1)
-            loss = F.cross_entropy(head(features), targets[rows])
+            told = head((states * shown).sum(dim=1) / shown.sum(dim=1))
             optimiser.zero_grad()
-            loss.backward()
+            (1 - F.cosine_similarity(told, vectors[rows], dim=1)).mean().backward()
             optimiser.step()

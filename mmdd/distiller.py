@@ -33,6 +33,7 @@ class Distiller:
     pass_items: largest real batch of one pass; an objective that is a sum over groups is computed
         and differentiated some groups at a time when a step would need more.
     number: steps done.
+    idle: of these, steps that left the set as it is, since their loss had no gradient.
     """
 
     synthetic: SyntheticSet
@@ -48,6 +49,7 @@ class Distiller:
     per_group: int = 256
     pass_items: int = 8192
     number: int = 0
+    idle: int = 0
 
     def step(self) -> float:
         """Do one step and return its loss.
@@ -59,13 +61,14 @@ class Distiller:
         self.optimiser.zero_grad()
         representation = self.synthetic.representation
         representation.resample(comparison.random("representation"), self.number)
-        total = 0.0
+        total, moved = 0.0, False
         for groups in self._passes():
             loss = self.objective(
                 comparison.of_groups(groups) if groups is not None else comparison
             )
             if loss.requires_grad:
                 loss.backward()
+                moved = True
             total += float(loss.detach())
         representation.resample(None)
         self._require_finite(total)
@@ -75,6 +78,7 @@ class Distiller:
             self.teacher.after_step(self.synthetic, self.number)
         self.source.advance()
         self.number += 1
+        self.idle += not moved
         return total
 
     def _comparison(self) -> Step:
@@ -117,6 +121,7 @@ class Distiller:
         """Everything that the next step depends on."""
         return {
             "number": self.number,
+            "idle": self.idle,
             "synthetic": dict(self.synthetic.state_dict()),
             "optimiser": self.optimiser.state_dict(),
             "source": self.source.state_dict(),
@@ -126,7 +131,7 @@ class Distiller:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken."""
-        self.number = state["number"]
+        self.number, self.idle = state["number"], state.get("idle", 0)
         self.synthetic.load_state_dict(state["synthetic"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.streams.load_state_dict(state["streams"])

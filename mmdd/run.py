@@ -36,6 +36,8 @@ CHECKPOINT = Path("state") / "checkpoint.safetensors"
 WARM_STEPS = 2
 """Steps that compile and warm up; their time says nothing about the others."""
 FIRST_FIT = 8
+IDLE_STEPS = 10
+"""That many steps without effect at the start of a run are told at once."""
 
 
 class Interrupted(Exception):
@@ -134,6 +136,8 @@ class Run:
                 if stopped.is_set():
                     self.save()
                     raise Interrupted
+        if self.distiller.idle:
+            self._tell_idle()
         self.save()
 
     def _out_of_time(self) -> bool:
@@ -143,6 +147,8 @@ class Run:
     def _after(self, loss: float, seconds: float) -> None:
         number = self.distiller.number
         self._tell_compiling(seconds)
+        if number == self.distiller.idle == IDLE_STEPS:
+            self._tell_idle()
         self._fit_time(number, seconds)
         every = self.recipe.evaluate.every
         record: dict[str, Any] = {"step": number, "loss": loss}
@@ -159,6 +165,14 @@ class Run:
             self.first_step = seconds
             if self.distiller.learner.compiled:
                 self.progress.say(f"compiled: the first step took {seconds:.0f} s")
+
+    def _tell_idle(self) -> None:
+        """Say how many steps changed nothing: a threshold may leave a set as it was begun."""
+        done = self.distiller
+        self.progress.say(
+            f"{done.idle} of {done.number} steps left the set as it was: their loss was above"
+            " objective.skip_above. Raise it, or set it to null to skip none."
+        )
 
     def _fit_time(self, number: int, seconds: float) -> None:
         """Say how many steps fit into the minutes given, anew at steps 8, 16, 32 and so on.
@@ -256,6 +270,7 @@ class Run:
         """What the artifact records of the run."""
         return {
             "steps": self.distiller.number,
+            "idle_steps": self.distiller.idle,
             "seconds": round(self.seconds, 3),
             "peak_memory_mb": round(machine.peak_memory_mb(self.parts.device), 1),
             "seed": self.recipe.run.seed,

@@ -102,3 +102,18 @@ def test_a_run_with_soft_labels_resumes_with_the_same_bits(tmp_path):
     late = mmdd.resume(tmp_path / "run")
     for name, value in whole.synthetic.state_dict().items():
         assert torch.equal(value, late.synthetic.state_dict()[name]), name
+
+
+def test_a_run_whose_threshold_skips_every_step_says_so():
+    said = []
+
+    class Heard(mmdd.progress.Progress):
+        def say(self, sentence):
+            said.append(sentence)
+
+    options = {**SHORT, "objective.skip_above": 1e-9}
+    done = mmdd.distill(recipe="images/digits_mtt", steps=12, options=options, progress=Heard())
+    assert done.run["idle_steps"] == 12
+    told = [sentence for sentence in said if "objective.skip_above" in sentence]
+    assert told[0].startswith("10 of 10 steps left the set as it was")
+    assert told[1].startswith("12 of 12 steps")
