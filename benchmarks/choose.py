@@ -11,7 +11,6 @@ options that `PLAN` lines of other benchmarks carry come from here.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import statistics
 import time
@@ -64,10 +63,8 @@ def scored(
     for _ in range(recipe.optimise.steps):
         distiller.step()
     seconds = time.perf_counter() - started
-    hidden = dataclasses.replace(splits, test=splits.validation)
-    table = Judge(parts, hidden).table(
-        distiller.synthetic, encoders=(), learners=args.learners, baselines=False
-    )
+    judge = Judge(parts, splits, split="validation")
+    table = judge.table(distiller.synthetic, learners=args.learners, baselines=False)
     return list(next(iter(table.values()))["synthetic"]["values"]), seconds
 
 

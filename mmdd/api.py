@@ -16,6 +16,7 @@ from mmdd.errors import UserError
 from mmdd.experts import Experts
 from mmdd.modality import DataInfo, Splits
 from mmdd.progress import Progress
+from mmdd.protocols import Split
 from mmdd.recipe import Recipe, validate
 from mmdd.recording import Stopped
 from mmdd.results import Judge, Table, detached
@@ -73,6 +74,7 @@ class Distilled:
         encoders: Sequence[str] = (),
         learners: int | None = None,
         baselines: bool = True,
+        split: Split = "test",
         progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Train fresh learners on the set and score them on the real test split.
@@ -82,16 +84,19 @@ class Distilled:
         data: the real data where it came from Python; else it is opened again by its name.
         encoders: names; the recipe's own when empty.
         baselines: score random, herding and full data beside it.
+        split: ``validation`` while options are chosen; such scores are not kept with the set.
 
         Returns the object that ``mmdd evaluate --json`` prints.
         """
         splits = self._open(data)
-        judge = Judge(self.parts, splits, progress)
+        judge = Judge(self.parts, splits, progress, split)
         table = judge.table(
             self.synthetic, encoders=encoders, learners=learners, baselines=baselines
         )
-        self.results = self._report(judge, table)
-        return self.results
+        report = self._report(judge, table)
+        if split == "test":
+            self.results = report
+        return report
 
     def _open(self, data: Any) -> Splits:
         if data is None and self._splits is not None:
@@ -110,12 +115,13 @@ class Distilled:
     def _report(self, judge: Judge, table: Table) -> dict[str, Any]:
         task = self.parts.task
         protocol = judge.protocol.model_dump()
-        if self.results.get("protocol") == protocol:
+        if judge.split == "test" and self.results.get("protocol") == protocol:
             # other encoders under the same protocol: one table
             table = {**self.results["results"], **table}
         return {
             "metric": task.metric,
             "direction": task.direction,
+            "split": judge.split,
             "selection": judge.protocol.selection,
             "kept": self.recipe.run.keep,
             "protocol": protocol,

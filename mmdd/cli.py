@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -162,6 +162,9 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option(help="Score random, herding and full data beside it.")
     ] = True,
+    split: Annotated[
+        str, typer.Option(help="test, or validation while options are chosen (not kept).")
+    ] = "test",
     json_: Json = False,
 ) -> None:
     """Train fresh learners on a distilled set and score them on the real test split."""
@@ -169,7 +172,9 @@ def evaluate(
     names = [name.strip() for name in encoders.split(",")] if encoders else []
     from mmdd import api, catalog
     from mmdd.progress import for_terminal
+    from mmdd.protocols import Split
 
+    scored = catalog.require("split", split, get_args(Split))
     done = api.load(folder)
     known = catalog.options(done.recipe.modality).ENCODERS
     for name in names:
@@ -177,11 +182,16 @@ def evaluate(
     progress = for_terminal(quiet=json_)
     report = _interruptible(
         lambda: done.evaluate(
-            encoders=names, learners=learners, baselines=baselines, progress=progress
+            encoders=names,
+            learners=learners,
+            baselines=baselines,
+            split=scored,
+            progress=progress,
         ),
         folder,
     )
-    _record(done)
+    if scored == "test":
+        _record(done)
     asked = names or [done.parts.judge, *done.recipe.evaluate.encoders]
     report = {**report, "results": {name: report["results"][name] for name in asked}}
     _print_json(report) if json_ else _print_table(report)

@@ -9,6 +9,9 @@ from pydantic import Field, field_validator
 from mmdd.errors import nearest
 from mmdd.section import Positive, Rate, Section, Share
 
+Split = Literal["test", "validation"]
+"""What a set may be scored on."""
+
 LearningRate = Rate | Literal["learned"]
 """A rate, or the step size that was learned with the set (MTT)."""
 

@@ -23,7 +23,7 @@ from mmdd.files import write_json
 from mmdd.learner import Learner, Params
 from mmdd.modality import Splits
 from mmdd.progress import Progress
-from mmdd.protocols import Protocol
+from mmdd.protocols import Protocol, Split
 from mmdd.real import RealData
 from mmdd.rng import generator
 from mmdd.scores import Scores
@@ -41,24 +41,28 @@ REVISION = 2
 
 
 class Judge:
-    """Scores sets on the test split of opened data.
+    """Scores sets on a split of opened data: `test`, or `validation` while options are chosen.
 
-    Every row trains learners with the same seeds, so that rows differ by their data alone.
+    Every row trains learners with the same seeds, so that rows differ by their data alone. Where a
+    protocol picks a state by validation, a score on validation is that of the state picked by it.
+
+    Raises `UserError` where the data has no such split.
     """
 
     def __init__(
-        self, parts: build.Parts, splits: Splits, progress: Progress | None = None
+        self,
+        parts: build.Parts,
+        splits: Splits,
+        progress: Progress | None = None,
+        split: Split = "test",
     ) -> None:
         self.parts = parts
         self.splits = splits
         self.progress = progress or Progress()
         self.options = parts.recipe.evaluate
         self.protocol = self.options.resolved()
-        if splits.test is None:
-            raise UserError(
-                "there is no labelled test split to score on",
-                hint="Set data.test_split, or data.test to a share above 0.",
-            )
+        self.split = split
+        self.scored = _scored(splits, split)
 
     def table(
         self,
@@ -118,11 +122,11 @@ class Judge:
 
     def _naive(self) -> dict[str, Row]:
         """Scores of what needs no training, where the modality knows such."""
-        naive, test = getattr(self.parts.modality, "naive", None), self.splits.test
-        if naive is None or test is None:
+        naive = getattr(self.parts.modality, "naive", None)
+        if naive is None:
             return {}
         rows: dict[str, Row] = {}
-        for name, scores in naive(test, self.parts.info).items():
+        for name, scores in naive(self.scored, self.parts.info).items():
             value = scores.pop(self.parts.task.metric)
             rows[name] = Scores((value,)).as_dict() | {"labels": "none"}
             rows[name]["extras"] = {k: Scores((v,)).as_dict() for k, v in scores.items()}
@@ -166,12 +170,11 @@ class Judge:
 
     def _score(self, trainer: Trainer, sets: Sequence[Any], name: str) -> Row:
         total = trainer.protocol.epochs * len(sets)
-        assert self.splits.test is not None
-        test = self.splits.test.seen_by(trainer.learner.encoder)
+        scored = self.scored.seen_by(trainer.learner.encoder)
         with self.progress.task(name, total) as update:
             trainer.on_epoch = lambda done, of: update(done)
             trained = trainer.train(sets)
-        row = measured(trainer.learner, trained, test)
+        row = measured(trainer.learner, trained, scored)
         first = sets[0] if isinstance(sets[0], Batch) else sets[0].select(torch.arange(1))
         return row | {"labels": label_kind(first, self.parts.task)}
 
@@ -242,16 +245,32 @@ class Judge:
             "seed": trainer.seed,
             "learners": count,
             "revision": REVISION,
+            **({} if self.split == "test" else {"split": self.split}),
         }
 
 
-def measured(learner: Learner, trained: Sequence[Params], test: RealData) -> Row:
+def _scored(splits: Splits, split: Split) -> RealData:
+    found = splits.test if split == "test" else splits.validation
+    if found is not None:
+        return found
+    if split == "test":
+        raise UserError(
+            "there is no labelled test split to score on",
+            hint="Set data.test_split, or data.test to a share above 0.",
+        )
+    raise UserError(
+        "there is no validation split to score on",
+        hint="Distil with data.validation, a share of the training items, above 0.",
+    )
+
+
+def measured(learner: Learner, trained: Sequence[Params], real: RealData) -> Row:
     """Scores of trained nets, and under ``extras`` those of the task's further metrics by name."""
     task = learner.task
     values: list[float] = []
     more: dict[str, list[float]] = {}
     for params in trained:
-        outputs, targets = predictions(learner, params, test)
+        outputs, targets = predictions(learner, params, real)
         values.append(task.score(outputs, targets))
         extras = getattr(task, "extras", None)
         for name, value in ({} if extras is None else extras(outputs, targets)).items():

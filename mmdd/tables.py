@@ -54,7 +54,7 @@ def show_results(report: Mapping[str, Any], console: Console | None = None) -> N
     unit = " in %" if is_share(report["metric"]) else ""
     better = ", lower is better" if report["direction"] == "min" else ""
     console.print(
-        f"{report['metric']}{unit} on the real test split{better},"
+        f"{report['metric']}{unit} on the real {report.get('split', 'test')} split{better},"
         f" mean ± std of {learners} learners"
     )
     console.print(table)

@@ -76,6 +76,19 @@ def test_evaluate_json_is_one_object(finished):
     assert report["peak_memory_mb"] > 0
 
 
+def test_a_score_on_validation_is_told_and_not_kept(finished):
+    folder, _ = finished
+    before = (folder / "mmdd.json").read_text()
+    words = ["evaluate", folder, "--learners", 2, "--split"]
+    code, out, err = mmdd(*words, "validation", "--no-baselines")
+    assert code == 0, err
+    assert "on the real validation split" in out
+    assert (folder / "mmdd.json").read_text() == before
+    code, _, err = mmdd(*words, "validatoin")
+    assert code == 2
+    assert "Did you mean 'validation'?" in err
+
+
 def test_show_and_export_and_list(finished, tmp_path):
     folder, _ = finished
     code, out, _ = mmdd("show", folder)

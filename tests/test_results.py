@@ -475,3 +475,31 @@ def test_the_test_split_is_read_only_when_training_is_over(monkeypatch, splits):
     assert "test" in events
     for event, after in itertools.pairwise(events):
         assert (event == "train") == (after == "trained"), "test was read during training"
+
+
+# -- which split -----------------------------------------------------------------------------------
+
+
+def test_scores_on_validation_are_of_validation_and_kept_apart(splits, folder):
+    on = {}
+    for split in ("test", "validation"):
+        made = judge(splits)
+        on[split] = Judge(made.parts, splits, split=split).table(start(splits))["mlp"]
+    sizes = {
+        name: len(part) for name, part in (("test", splits.test), ("validation", splits.validation))
+    }
+    assert sizes["test"] != sizes["validation"]
+    for split, rows in on.items():
+        for name in ("synthetic", "random"):
+            for value in rows[name]["values"]:
+                right = value * sizes[split]
+                assert right == pytest.approx(round(right)), (split, name)
+    assert on["test"]["random"]["values"] != on["validation"]["random"]["values"]
+    assert len(list((folder / "random").iterdir())) == 2
+
+
+def test_a_split_that_is_not_there_is_said(splits):
+    made = judge(splits)
+    without = dataclasses.replace(splits, validation=None)
+    with pytest.raises(UserError, match="no validation split"):
+        Judge(made.parts, without, split="validation")
