@@ -88,6 +88,14 @@ PLAN = [
         {"run.minutes": 25, "optimise.inputs.lr": 2.0, "evaluate.protocol": "idc", **SHORT_EPOCHS},
         of="dance-25min",
     ),
+    row(
+        "fashion_mnist",
+        10,
+        "dance-25min-idc-1000",
+        "dance",
+        {"run.minutes": 25, "optimise.inputs.lr": 2.0, "evaluate.protocol": "idc"},
+        of="dance-25min",
+    ),
     row("fashion_mnist", 1, "dance-25min", "dance", {"run.minutes": 25, "evaluate.protocol": "dc"}),
     row(
         "fashion_mnist",
@@ -104,7 +112,7 @@ PLAN = [
         "dsa",
         {"run.minutes": 30, "optimise.inputs.lr": 1.0, "optimise.inputs.schedule": "cosine"},
     ),
-    row("fashion_mnist", 1, "idc-30min", "idc", {"run.minutes": 30, "evaluate.protocol": "dc"}),
+    row("fashion_mnist", 1, "idc-30min", "idc", {"run.minutes": 30}),
     row("fashion_mnist", 1, "idc-6min", "idc", {"run.minutes": 6, "evaluate.protocol": "dc"}),
     row(
         "fashion_mnist",
