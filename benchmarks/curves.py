@@ -11,20 +11,18 @@ Lines that ``results/curves.csv`` holds are skipped; none is begun once ``--minu
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from typing import Any
 
-import torch
 from common import DATA, append, is_done, machine
-from gradient_step import PlainNet, PlainStep, plain_loss
-from torch import Tensor
+from plain import PLAIN
 
 from mmdd import build, compose
 from mmdd import machine as mm
 from mmdd.batch import Batch
-from mmdd.evaluate import Trainer, score
-from mmdd.optimise import schedule_factor
+from mmdd.distiller import Distiller
+from mmdd.evaluate import score
+from mmdd.modality import Splits
 from mmdd.progress import PlainProgress
 from mmdd.results import detached
 from mmdd.scores import Scores
@@ -33,70 +31,61 @@ TABLE, WIDTH = "curves", 32
 PLAN = [
     # (method, items per class, steps): DSA's published schedule at one per class is 1,000 steps
     *(("dsa", 1, steps) for steps in (30, 100, 300, 1000)),
+    *(("mtt", 1, steps) for steps in (100, 300, 1000)),
+    *(("dance", 1, steps) for steps in (30, 100, 300, 1000)),
+    *(("idc", 1, steps) for steps in (30, 100, 300, 1000)),
     *(("dm", 1, steps) for steps in (30, 100, 300, 1000)),
     *(("dm", 10, steps) for steps in (30, 100, 300, 1000)),
 ]
 OPTIONS: dict[str, dict[str, Any]] = {
     "dsa": {"optimise.inputs.lr": 1.0, "optimise.inputs.schedule": "cosine"},
     "dm": {},
+    "dance": {},
+    "idc": {},
+    "mtt": {
+        "experts.count": 4,
+        "experts.epochs": 8,
+        "experts.epoch_steps": 50,
+        "experts.batch_size": 128,
+        "experts.lr": 0.02,
+        "source.max_start": 4,
+    },
 }
+WITH_EXPERTS = ("dance", "mtt")
 
 
-class PlainDM(PlainStep):
-    """The plain step with DM's loss: class means of features."""
-
-    @staticmethod
-    def loss(net: PlainNet, real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
-        """Sum over classes of squared distances."""
-        pairs = zip(real, synthetic, strict=True)
-        means = [[net.body(x).flatten(1).mean(dim=0) for x in pair] for pair in pairs]
-        return torch.stack([(a.detach() - b).square().sum() for a, b in means]).sum()
+Made = tuple[Batch, float | None, float]
+"""A set, its step size if it has learned one, and the seconds that it took."""
 
 
-def plain(parts: build.Parts, splits: Any, steps: int) -> tuple[Batch, float]:
-    """Distil by the plain loop; returns the set and its seconds."""
-    recipe, info = parts.recipe, parts.info
-    ours = build.distiller(parts, splits)
-    channels, side, _ = info.shape
-
-    def make() -> PlainNet:
-        return PlainNet(channels, side, info.classes, WIDTH, 3).to(parts.device)
-
-    loss = PlainDM.loss if recipe.method == "dm" else plain_loss
-    step = PlainStep(ours, make, augment=True, loss=loss)
-    options = recipe.optimise.inputs
-    low, high = (bound.to(parts.device) for bound in parts.modality.bounds(info))
+def plain(distiller: Distiller, parts: build.Parts, steps: int) -> Made:
+    """Distil by the plain loop."""
+    run = PLAIN[parts.recipe.method](distiller, parts)
     started = time.perf_counter()
     for number in range(steps):
-        for group in step.optimiser.param_groups:
-            factor = schedule_factor(options, number, steps)
-            group.update(lr=options.lr * factor, momentum=options.momentum)
-        step()
-        with torch.no_grad():
-            for images in step.images:
-                images.copy_(torch.minimum(torch.maximum(images, low), high))
-    seconds = time.perf_counter() - started
-    start = detached(ours.synthetic)
-    made = torch.cat([images.detach() for images in step.images])
-    order = torch.argsort(start.groups, stable=True)
-    return dataclasses.replace(start.select(order), inputs=made), seconds
+        run.step(number, steps)
+    return *run.result(), time.perf_counter() - started
 
 
-def ours(parts: build.Parts, splits: Any, steps: int) -> tuple[Batch, float]:
+def ours(distiller: Distiller, parts: build.Parts, steps: int) -> Made:
     """Distil by this package."""
-    distiller = build.distiller(parts, splits)
     started = time.perf_counter()
     for _ in range(steps):
         distiller.step()
-    return detached(distiller.synthetic), time.perf_counter() - started
+    made = distiller.synthetic
+    rate = None if made.step_size is None else float(made.step_size.values().detach())
+    return detached(made), rate, time.perf_counter() - started
 
 
-def scored(parts: build.Parts, splits: Any, batch: Batch, learners: int) -> Scores:
+def scored(
+    parts: build.Parts, splits: Splits, batch: Batch, rate: float | None, learners: int
+) -> Scores:
     """Test accuracies of fresh learners trained on the set."""
     protocol = parts.recipe.evaluate.resolved()
+    if protocol.lr == "learned":
+        protocol = protocol.model_copy(update={"lr": rate})
     learner = parts.learner(3.0 * protocol.epochs * len(batch) * learners)
-    trainer: Trainer = parts.trainer(learner, protocol, None)
-    trained = trainer.train([batch] * learners)
+    trained = parts.trainer(learner, protocol, None).train([batch] * learners)
     return Scores(tuple(score(learner, params, splits.test) for params in trained))
 
 
@@ -128,8 +117,9 @@ def main() -> None:
             )
             splits = build.open_data(recipe, None, device)
             parts = build.parts(recipe, splits.info, device)
-            batch, seconds = make(parts, splits, steps)
-            found = scored(parts, splits, batch, args.learners)
+            experts = build.experts(parts, splits, progress) if method in WITH_EXPERTS else None
+            batch, rate, seconds = make(build.distiller(parts, splits, experts), parts, steps)
+            found = scored(parts, splits, batch, rate, args.learners)
             row = {"mean": round(100 * found.mean, 2), "std": round(100 * found.std, 2)}
             more = {"learners": args.learners, "seconds": round(seconds), "width": WIDTH}
             append(TABLE, {**key, **row, **more, **facts})

@@ -21,58 +21,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import DATA, alternate, append, machine, median
-from torch import Tensor, nn
+from plain import PlainNet, plain_loss
+from torch import Tensor
 
 from mmdd import build, compose
 from mmdd import machine as mm
 from mmdd.distiller import Distiller
-from mmdd.learner import Params
 from mmdd.modalities.images.augment import DSA
 
 REAL, PER_CLASS, ROUNDS = 256, 10, 5
-
-
-class PlainNet(nn.Module):
-    """The field's ConvNet as it is usually written."""
-
-    def __init__(self, channels: int, side: int, classes: int, width: int, depth: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for place in range(depth):
-            padding = 3 if place == 0 and side == 28 else 1
-            layers.append(nn.Conv2d(channels, width, 3, padding=padding))
-            layers += [nn.GroupNorm(width, width), nn.ReLU(), nn.AvgPool2d(2)]
-            channels = width
-        self.body = nn.Sequential(*layers)
-        side = (32 if side == 28 else side) // 2**depth
-        self.head = nn.Linear(width * side**2, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [n, classes]."""
-        return self.head(self.body(x).flatten(1))
-
-    def holding(self, params: Params) -> PlainNet:
-        """The same net with the parameters of `ConvNet`, which come in the same order."""
-        with torch.no_grad():
-            for own, value in zip(self.parameters(), params.values(), strict=True):
-                own.copy_(value)
-        return self
-
-
-def plain_loss(net: nn.Module, real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
-    """Layer-wise cosine (Zhao et al. 2021) between the gradients of every class."""
-    weights = list(net.parameters())
-    loss = torch.zeros((), device=weights[0].device)
-    for label, (a, b) in enumerate(zip(real, synthetic, strict=True)):
-        losses = [F.cross_entropy(net(x), x.new_full((len(x),), label).long()) for x in (a, b)]
-        target = torch.autograd.grad(losses[0], weights)
-        made = torch.autograd.grad(losses[1], weights, create_graph=True)
-        for g, h in zip(target, made, strict=True):
-            if g.ndim > 1:
-                g, h = g.flatten(1), h.flatten(1)
-                lengths = g.norm(dim=1) * h.norm(dim=1)
-                loss = loss + (1 - (g * h).sum(dim=1) / (lengths + 1e-6)).sum()
-    return loss
 
 
 class PlainStep:
@@ -83,9 +40,7 @@ class PlainStep:
         ours: Distiller,
         make: Callable[[], PlainNet],
         augment: bool,
-        loss: Callable[[Any, list[Tensor], list[Tensor]], Tensor] = plain_loss,
     ) -> None:
-        self.loss = loss
         batch, groups = ours.synthetic.batch(), range(ours.real.num_groups)
         self.images = [batch.inputs[batch.groups == g].detach().clone() for g in groups]
         for images in self.images:
@@ -109,7 +64,7 @@ class PlainStep:
             real = [self.augment(x, draw, row) for draw, row, x, _ in both]
             synthetic = [self.augment(y, draw, row[: len(y)]) for draw, row, _, y in both]
         self.optimiser.zero_grad()
-        self.loss(self.make(), real, synthetic).backward()
+        plain_loss(self.make(), real, synthetic).backward()
         self.optimiser.step()
 
 
