@@ -137,6 +137,15 @@ AT_TRAINED: Options = {
     "optimise__inputs": {"optimiser": "adam", "lr": 0.05},
     "optimise__steps": 80,
 }
+AT_TRAINED_ON_VECTORS: Options = {
+    **AT_TRAINED,
+    "learner__encoder": "linear",
+    "real__per_group": 128,
+    "optimise__inputs": {"lr": 1.0},
+    "optimise__steps": 150,
+    "evaluate__protocol": "quick",
+    "evaluate__baselines": ["random", "herding", "k-center"],
+}
 SEGMENTS: Options = {
     "source": {"kind": "experts", "length": 1, "max_start": 3},
     "experts__count": 2,
@@ -151,7 +160,7 @@ SEGMENTS: Options = {
     "evaluate__protocol": "mtt",
     "evaluate__epochs": 200,
 }
-GRADIENTS: Options = {"optimise__steps": 60, "real__per_group": 48}
+GRADIENTS: Options = {"optimise__steps": 40, "real__per_group": 48, "source__inner": 5}
 EXPERT_SEGMENTS: Options = {
     "experts__count": 2,
     "experts__epochs": 6,
@@ -170,7 +179,14 @@ EXPERT_SEGMENTS: Options = {
 PLAN = [
     *(row("audio/fsdd", n, "dance", optimise__steps=150, **AUDIO) for n in (1, 10)),
     row("audio/fsdd", 10, "dsa", learner__width=32, evaluate__protocol="quick", **GRADIENTS),
-    row("audio/fsdd", 10, "mtt", learner__width=32, **EXPERT_SEGMENTS),
+    row(
+        "audio/fsdd",
+        10,
+        "mtt",
+        learner__width=32,
+        optimise__inputs__lr=100.0,
+        **EXPERT_SEGMENTS,
+    ),
     row(
         "timeseries/ucihar_subset",
         10,
@@ -194,7 +210,12 @@ PLAN = [
         evaluate__protocol="mtt",
         evaluate__epochs=200,
     ),
-    row("video/grid_digit", 10, "dsa", **{**CLIPS, **GRADIENTS, "real__per_group": 16}),
+    row(
+        "video/grid_digit",
+        10,
+        "dsa",
+        **{**CLIPS, **GRADIENTS, "real__per_group": 16, "optimise__inputs__lr": 0.1},
+    ),
     row("video/grid_digit", 10, "mtt", **EXPERT_SEGMENTS),
     *(row("text/sst2_minilm", n, "datm", **TRAJECTORIES) for n in (1, 5, 10, 20)),
     *(
@@ -204,6 +225,12 @@ PLAN = [
     row("text/banking77_minilm", 5, "dm", called="dm, teacher's labels", **TAUGHT),
     *(row("text/sst2_minilm", n, "dm", **VECTORS) for n in (1, 5, 10, 20)),
     *(row("text/banking77_minilm", n, "dm", **VECTORS) for n in (1, 5)),
+    row("text/sst2_minilm", 10, "dc", **AT_TRAINED_ON_VECTORS),
+    *(
+        row("text/sst2", 10, name, called=f"{name}, student's embeddings", **taught, **more)
+        for taught in ({"data__model": STUDENT, "data__space": "tokens"},)
+        for name, more in (("mtt", {**TOKENS, **SEGMENTS}), ("dc", {**TOKENS, **AT_TRAINED}))
+    ),
     row("text/sst2", 10, "mtt", **{**TOKENS, **SEGMENTS}),
     row("text/sst2", 10, "dc", **{**TOKENS, **AT_TRAINED}),
     row("text/sst2", 10, "dm", **TOKENS, optimise__steps=150, real__per_group=128),
@@ -227,6 +254,21 @@ PLAN = [
     row("timeseries/ucihar_subset", 10, "dm", **POSTURES),
     *(row("timeseries/ucihar_subset", n, "dance", **POSTURES, **ENDS) for n in (10, 5, 1)),
     *(row("timeseries/gunpoint", n, "dm", **NEAR_HERDING) for n in (5, 1)),
+    *(
+        row("timeseries/synthetic_control", n, "dance", **SERIES, **ENDS, optimise__inputs__lr=3.0)
+        for n in (1, 5)
+    ),
+    row(
+        "timeseries/ucihar_subset",
+        10,
+        "condtsc",
+        experts__count=3,
+        experts__epochs=12,
+        experts__epoch_steps=25,
+        experts__lr=0.02,
+        optimise__steps=60,
+        evaluate__epochs=200,
+    ),
     *(
         row("timeseries/synthetic_control", n, "dm", **{**SERIES, "optimise__steps": 200})
         for n in (1, 5)
