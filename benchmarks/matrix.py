@@ -7,7 +7,9 @@ row is blank.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import json
 import shlex
 from collections.abc import Iterator
 
@@ -29,6 +31,7 @@ class Line:
     data, budget: values of its columns ``data`` and `budget_column`.
     score: name of the measure in the columns' names, where they have one.
     flag: how a budget is given on the command line.
+    only: part of a method's name in the table that a row must have.
     """
 
     modality: str
@@ -41,12 +44,16 @@ class Line:
     digits: int = 1
     lower: bool = False
     told: str = ""
+    only: str = ""
 
     def rows(self) -> Iterator[dict[str, str]]:
         """Rows of the table at this budget under the plain setting."""
         for row in read(self.table):
             if row.get("label") and self.table == "graphs":
                 continue  # another setting
+            called = row.get("method") or ""
+            if self.only not in called:
+                continue
             here = row["data"] == self.data and row[self.budget_column] == str(self.budget)
             if here and row.get(self.columns("synthetic", row)[0]):
                 yield row
@@ -76,7 +83,22 @@ class Line:
 LINES = (
     Line("images", "accuracy", "fashion_mnist", 10, "per_class", told="Fashion-MNIST"),
     Line("graphs", "graphs", "pyg:Planetoid/Cora", 70, "items", flag="--items", told="Cora"),
-    Line("text (tokens)", "modalities", "text/sst2", 10, told="SST-2"),
+    Line(
+        "text (tokens, TextCNN)",
+        "modalities",
+        "text/sst2",
+        10,
+        told="SST-2",
+        only="embeddings",
+    ),
+    Line(
+        "text (`inputs_embeds` of a small BERT)",
+        "modalities",
+        "text/sst2",
+        10,
+        told="SST-2",
+        only="transformers",
+    ),
     Line("text (vectors)", "modalities", "text/sst2_minilm", 10, told="SST-2, MiniLM"),
     Line("audio", "modalities", "audio/fsdd", 10, told="FSDD"),
     Line("time series", "modalities", "timeseries/ucihar_subset", 10, told="UCI-HAR"),
@@ -137,14 +159,33 @@ def command(line: Line, row: dict[str, str]) -> str:
 
 
 def _words(options: str) -> list[str]:
-    """``a=1 b=[2, 3]`` to words without spaces inside."""
+    """``a=1 b={'c': 2}`` to words of the command line: ``a=1``, ``b={"c":2}``."""
     words: list[str] = []
     for word in options.split():
-        if words and words[-1].count("[") > words[-1].count("]"):
+        if words and _open(words[-1]):
             words[-1] += word
         else:
             words.append(word)
-    return words
+    return [_as_json(word) for word in words]
+
+
+def _open(word: str) -> bool:
+    """True where a bracket of `word` is not closed."""
+    return sum(word.count(sign) for sign in "[{") > sum(word.count(sign) for sign in "]}")
+
+
+def _as_json(word: str) -> str:
+    """`word` with a list or a dict of Python written as JSON, which is YAML too."""
+    key, _, value = word.partition("=")
+    if value == "None":
+        return f"{key}=null"
+    if not value.startswith(("[", "{")):
+        return word
+    try:
+        found = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return word  # a list of bare words
+    return f"{key}={json.dumps(found, separators=(',', ':'))}"
 
 
 def matrix() -> str:
