@@ -17,16 +17,11 @@ import pyarrow.compute as pc
 from mmdd.modalities.audio.decode import Header, decode, header, to_samples
 from mmdd.modalities.tables.arrays import Array
 from mmdd.modalities.tables.columns import stored
+from mmdd.modalities.tables.stored import ColumnItems, StoredItems
 
 
-class Clips(abc.ABC):
+class Clips(StoredItems):
     """The clips of one split, of any rate, length and number of channels."""
-
-    in_memory = False
-
-    @abc.abstractmethod
-    def __len__(self) -> int:
-        """N."""
 
     @abc.abstractmethod
     def headers(self, rows: Array) -> list[Header | None]:
@@ -35,14 +30,6 @@ class Clips(abc.ABC):
     @abc.abstractmethod
     def read(self, rows: Array) -> Iterator[tuple[Array, int] | Exception]:
         """Yield float32 [t, c] and the rate of every clip of `rows`, or what reading it raised."""
-
-    @abc.abstractmethod
-    def token(self) -> str:
-        """Digest that changes with the clips; nothing is decoded for it."""
-
-    def name(self, row: int) -> str:
-        """What to call a clip in a message."""
-        return f"row {row}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,30 +82,24 @@ class ArrayClips(Clips):
         return hasher.hexdigest()
 
 
-class ColumnClips(Clips):
-    """A column of a ``datasets.Dataset``; nothing is read before it is asked for.
+class ColumnClips(ColumnItems, Clips):
+    """A column of encoded clips, of file names, or (with `rate`) of lists of numbers.
 
     Parameters
     ----------
-    dataset: any format; it is read as Arrow, so that nothing is decoded on the way.
-    column: its name: encoded clips, file names, or (with `rate`) lists of numbers.
-    root: folder that relative file names start from.
+    dataset, column, root: see `ColumnItems`.
     rate: samples per second of a column of numbers; None for encoded clips.
     """
 
     def __init__(
         self, dataset: datasets.Dataset, column: str, root: str = "", rate: int | None = None
     ) -> None:
-        self.dataset = dataset.select_columns([column]).with_format("arrow")
-        self.column, self.root, self.rate = column, root, rate
-        self.fingerprint = dataset._fingerprint
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        super().__init__(dataset, column, root)
+        self.rate = rate
 
     def headers(self, rows: Array) -> list[Header | None]:
         """Open every clip without decoding it."""
-        return [self._try_header(value) for value in self._values(rows)]
+        return [self._try_header(value) for value in self.values(rows)]
 
     def _try_header(self, value: Any) -> Header | None:
         try:
@@ -130,7 +111,7 @@ class ColumnClips(Clips):
 
     def read(self, rows: Array) -> Iterator[tuple[Array, int] | Exception]:
         """Decode one after the other."""
-        for value in self._values(rows):
+        for value in self.values(rows):
             yield self._try_decode(value)
 
     def _try_decode(self, value: Any) -> tuple[Array, int] | Exception:
@@ -164,26 +145,8 @@ class ColumnClips(Clips):
             return []
         return [os.path.join(self.root, path) for path in values.to_pylist() if path]
 
-    def name(self, row: int) -> str:
-        """Row number, and the file where there is one."""
-        value = next(self._values(np.array([row])))
-        path = value.get("path") if isinstance(value, dict) else value
-        return f"row {row} ({path})" if isinstance(path, str) else super().name(row)
-
-    def _values(self, rows: Array) -> Iterator[Any]:
-        """Yield bytes, a path, the stored dict or a list of numbers; None where null."""
-        if len(rows) == 0:
-            return
-        low, high = int(rows.min()), int(rows.max()) + 1
-        if high - low <= 2 * len(rows):  # a slice is not copied; a gather is one piece a row
-            column, places = self.dataset[low:high].column(self.column), rows - low
-        else:
-            column = self.dataset[rows.tolist()].column(self.column)
-            places = np.arange(len(rows))
-        for place in places.tolist():
-            yield self._rooted(column[place].as_py())
-
-    def _rooted(self, value: Any) -> Any:
+    def rooted(self, value: Any) -> Any:
+        """A file name, alone or in a dict, from the folder `root`; anything else as it is."""
         if isinstance(value, dict) and isinstance(value.get("path"), str):
-            return {**value, "path": self._rooted(value["path"])}
-        return os.path.join(self.root, value) if isinstance(value, str) else value
+            return {**value, "path": self.rooted(value["path"])}
+        return super().rooted(value)

@@ -28,9 +28,11 @@ from mmdd.modalities.audio.options import AudioData
 from mmdd.modalities.audio.raw import RawAudio
 from mmdd.modalities.audio.reading import Read, read_all, shape_of
 from mmdd.modalities.audio.spectra import LogMel, choose_spectrum
-from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.arrays import spread
+from mmdd.modalities.tables.failures import dropped, require_few
 from mmdd.modalities.tables.parts import Part, Parts, keep_trained, make_parts
 from mmdd.modalities.tables.sources import open_source
+from mmdd.modalities.tables.stored import hash_parts
 from mmdd.modality import DataInfo, Splits
 from mmdd.progress import for_terminal
 from mmdd.real import RealData, ResidentData
@@ -41,7 +43,6 @@ SAMPLE_TRIMMED = 2000  # clips that are decoded to learn how long they are witho
 FITTING_SHARE = 0.95
 SHORTEST = 16
 MANY = 5000  # clips whose decoding deserves a bar
-NAMED_FAILURES = 5
 
 
 def open_audio(source: Any, options: AudioData, device: torch.device | str = "cpu") -> Splits:
@@ -126,7 +127,7 @@ def _sampled(parts: Parts[Clips], options: AudioData) -> tuple[Prepared, Parts[C
     """Read some clips of every part, evenly spread: those that stay on disk are judged by them."""
     framing, spectrum = _way(parts, options)
     most = streaming.SAMPLE_DISK
-    seen = {role: part.take(_spread(len(part), most)) for role, part in parts.items()}
+    seen = {role: part.take(spread(len(part), most)) for role, part in parts.items()}
     reads = {role: _read(part, role, framing, spectrum) for role, part in seen.items()}
     found = Prepared(framing, spectrum, reads)
     _require_few_failures(seen, found, options)
@@ -148,7 +149,7 @@ def choose_framing(train: Part[Clips], options: AudioData) -> Framing:
 
     Errors: UserError when no clip can be opened, or when the clips are next to nothing.
     """
-    rows = train.rows[_spread(len(train), SAMPLE_HEADERS)]
+    rows = train.rows[spread(len(train), SAMPLE_HEADERS)]
     heads = [head for head in train.items.headers(rows) if head is not None and head.samples]
     if not heads:
         first = int(train.rows[0])
@@ -183,18 +184,13 @@ def _samples(train: Part[Clips], heads: Sequence[Header], rate: int, options: Au
 def _trimmed_lengths(train: Part[Clips], framing: Framing) -> list[int]:
     """Samples without silence: only decoding tells."""
     lengths = []
-    for found in train.items.read(train.rows[_spread(len(train), SAMPLE_TRIMMED)]):
+    for found in train.items.read(train.rows[spread(len(train), SAMPLE_TRIMMED)]):
         try:
             if not isinstance(found, Exception):
                 lengths.append(len(even(*found, framing, Tally())))
         except ValueError:
             continue  # said when the clip is read
     return lengths
-
-
-def _spread(count: int, most: int) -> Array:
-    """Up to `most` positions of `count`, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def _has_room(
@@ -217,20 +213,7 @@ def _failures(parts: Parts[Clips], prepared: Prepared) -> list[str]:
 
 def _require_few_failures(parts: Parts[Clips], prepared: Prepared, options: AudioData) -> None:
     total = sum(map(len, parts.values()))
-    limit = options.max_corrupt
-    allowed = limit if isinstance(limit, int) else int(limit * total)
-    count = sum(len(read.tally.failures) for read in prepared.reads.values())
-    if count > allowed:
-        raise UserError(
-            f"{count} of {total} clips cannot be read: {_shown(_failures(parts, prepared))}",
-            expected=f"at most {allowed}",
-            hint="Repair the set, or allow more with data.max_corrupt",
-        )
-
-
-def _shown(failures: Sequence[str]) -> str:
-    more = ", ..." if len(failures) > NAMED_FAILURES else ""
-    return ", ".join(failures[:NAMED_FAILURES]) + more
+    require_few(_failures(parts, prepared), total, options.max_corrupt, "clips")
 
 
 def _without_failures(
@@ -317,14 +300,8 @@ def _digest(
     way = [options.space, options.mask, options.normalise, spectrum]
     hasher = hashlib.sha256(json.dumps([*way, dataclasses.asdict(prepared.framing)]).encode())
     hasher.update(repr(names).encode())
-    for role, part in parts.items():
-        hasher.update(repr((role, len(part))).encode())
-        hasher.update(np.ascontiguousarray(part.codes).data)
-        if resident:
-            hasher.update(np.ascontiguousarray(prepared.reads[role].digests).data)
-        else:
-            hasher.update(part.items.token().encode())
-            hasher.update(np.ascontiguousarray(part.rows).data)
+    read = {role: read.digests for role, read in prepared.reads.items()} if resident else None
+    hash_parts(hasher, parts, read)
     return hasher.hexdigest()
 
 
@@ -354,7 +331,4 @@ def _reading_notes(prepared: Prepared, parts: Parts[Clips], options: AudioData) 
         notes.append(f"{tally.mixed:,} clips of several channels were mixed to one")
     if tally.silent:
         notes.append(f"{tally.silent:,} clips are silent")
-    if tally.failures:
-        shown = _shown(_failures(parts, prepared))
-        notes.append(f"{len(tally.failures)} unreadable clips dropped: {shown}")
-    return notes
+    return notes + dropped(_failures(parts, prepared), "unreadable clips")

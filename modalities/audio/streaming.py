@@ -6,14 +6,12 @@ Shape suffixes: N clips of a part, n of them, T samples, M mel bands, F frames.
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmdd.errors import UserError
 from mmdd.modalities.audio.cached import Prepared
 from mmdd.modalities.audio.clips import Clips
 from mmdd.modalities.audio.decode import Framing
@@ -21,39 +19,27 @@ from mmdd.modalities.audio.normalise import Normalisation
 from mmdd.modalities.audio.options import AudioData
 from mmdd.modalities.audio.reading import blank, read_chunk
 from mmdd.modalities.audio.spectra import LogMel
+from mmdd.modalities.tables.failures import allowed
 from mmdd.modalities.tables.parts import Parts
-from mmdd.modalities.tables.streaming import reading_processes
+from mmdd.modalities.tables.streaming import NumberedReader, processes_for, sharing, splits_of
 from mmdd.real import RealData
-from mmdd.streamed import StreamedData, WorkerPool
 from mmdd.trees import Tree
 
 SAMPLE_DISK = 4000  # clips of a disk set that are measured and checked
 
-log = logging.getLogger(__name__)
 
-
-@dataclasses.dataclass
-class ClipReader:
-    """Reads numbered clips of several splits: what the workers of a `StreamedData` hold.
-
-    Clips were checked by sample only, so one may turn out unreadable here. Silence takes its place
-    then, and it is said once; too many are an error.
+@dataclasses.dataclass(kw_only=True)
+class ClipReader(NumberedReader[Clips]):
+    """Reads numbered clips of several splits.
 
     Attributes
     ----------
-    parts: the splits; row r of part k is number ``offsets[k] + r``.
     framing, spectrum: how a clip becomes an input; no spectrum for waveforms.
-    limit: unreadable clips that one process tolerates.
     """
 
-    parts: Sequence[Clips]
+    one, instead = "clip", "silence"
     framing: Framing
     spectrum: LogMel | None
-    limit: int
-    _bad: set[int] = dataclasses.field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.offsets = np.cumsum([0, *(len(part) for part in self.parts)])
 
     def __call__(self, rows: list[int]) -> dict[str, Tensor]:
         """Read the clips numbered `rows`: ``audio`` [n, 1, ...], not normalised, ``lengths`` [n].
@@ -62,24 +48,13 @@ class ClipReader:
         """
         made = blank(len(rows), self.framing, self.spectrum)
         for place, number in enumerate(rows):
-            owner = int(np.searchsorted(self.offsets, number, side="right")) - 1
-            clips, row = self.parts[owner], np.array([number - self.offsets[owner]])
+            clips, row = self.find(number)
             here = slice(place, place + 1)
-            tally = read_chunk(clips, row, self.framing, self.spectrum, made, here)
+            one = np.array([row])
+            tally = read_chunk(clips, one, self.framing, self.spectrum, made, here)
             for _, why in tally.failures:
-                self._report(number, clips.name(int(row[0])), why)
+                self.report(number, clips.name(row), why)
         return {"audio": torch.from_numpy(made.values), "lengths": torch.from_numpy(made.lengths)}
-
-    def _report(self, number: int, name: str, why: str) -> None:
-        if number in self._bad:
-            return
-        self._bad.add(number)
-        log.warning("clip %s cannot be read (%s); silence takes its place", name, why)
-        if len(self._bad) > self.limit:
-            raise UserError(
-                f"more than {self.limit} clips cannot be read, the last one {name}: {why}",
-                hint="Repair the set, or allow more with data.max_corrupt",
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,35 +83,19 @@ def streamed(
     device: torch.device | str,
 ) -> dict[str, RealData]:
     """All parts as sets that share one reader and its processes."""
-    splits = list({id(part.items): part.items for part in parts.values()}.values())
-    limit = options.max_corrupt
-    total = sum(map(len, parts.values()))
-    allowed = limit if isinstance(limit, int) else int(limit * total)
-    reader = ClipReader(splits, prepared.framing, prepared.spectrum, allowed)
-    pool, prepare = (
-        WorkerPool(reader, workers(parts, options)),
-        ToInputs(normalisation, options.mask),
+    reader = ClipReader(
+        parts=splits_of(parts),
+        limit=allowed(options.max_corrupt, sum(map(len, parts.values()))),
+        framing=prepared.framing,
+        spectrum=prepared.spectrum,
     )
-    data: dict[str, RealData] = {}
-    for role, part in parts.items():
-        codes = torch.from_numpy(part.codes)
-        first = reader.offsets[[split is part.items for split in splits].index(True)]
-        rows = torch.from_numpy(part.rows + first)
-        data[role] = StreamedData(
-            pool, codes, codes, classes, prepare=prepare, device=device, rows=rows
-        )
-    return data
-
-
-def workers(parts: Parts[Clips], options: AudioData) -> int:
-    """Processes that read the parts; see `reading_processes`."""
-    inside = all(part.items.in_memory for part in parts.values())
-    return reading_processes(options.workers, in_memory=inside)
+    prepare, workers = ToInputs(normalisation, options.mask), processes_for(parts, options.workers)
+    return sharing(parts, reader, classes, workers, prepare, device)
 
 
 def note(parts: Parts[Clips], seen: Parts[Clips], options: AudioData) -> str:
     """Say where the clips stay, and what is known of them."""
-    inside, count = parts["train"].items.in_memory, workers(parts, options)
+    inside, count = parts["train"].items.in_memory, processes_for(parts, options.workers)
     told = f"clips stay {'in main memory' if inside else 'on disk'}, read by "
     told += f"{count} processes" if count else "this process"
     if len(seen["train"]) < len(parts["train"]):

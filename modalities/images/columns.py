@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -13,36 +12,30 @@ from mmdd.errors import UserError
 from mmdd.modalities.images.arrays import ArrayLayout
 from mmdd.modalities.images.pixels import ColumnPixels
 from mmdd.modalities.tables.columns import (
-    ambiguous,
+    OneColumn,
     choose_with,
+    given_column,
     is_binary,
     is_file,
-    is_text,
-    listed,
-    require_column,
+    kinds_of,
+    only_column,
     stored,
 )
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-FIRST_ROWS = 20  # looked at to tell a column of file names
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageColumn:
+class ImageColumn(OneColumn):
     """The chosen column; `to_array` is None for encoded images."""
 
-    image: str
+    field = "image"
     to_array: ArrayLayout | None
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        """The column under the field's name."""
-        return {"image": self.image}
 
     def read(self, dataset: datasets.Dataset, split: str, root: str) -> ColumnPixels:
         """Return the images of one split."""
-        require_column(self.image, dataset.column_names, f"image column in split {split!r}")
-        return ColumnPixels(dataset, self.image, self.to_array, root)
+        self.require(dataset, split)
+        return ColumnPixels(dataset, self.column, self.to_array, root)
 
 
 def find_images(dataset: datasets.Dataset, image: str | None) -> ImageColumn:
@@ -55,31 +48,19 @@ def find_images(dataset: datasets.Dataset, image: str | None) -> ImageColumn:
 
     Errors: UserError when the given name is unknown or unfit, when nothing fits, or several do.
     """
-    image = _find_image(dataset, image)
-    array = _image_kind(dataset.features[image]) == "array"
-    return ImageColumn(image, _layout(dataset, image) if array else None)
+    image, kind = _find_image(dataset, image)
+    return ImageColumn(image, _layout(dataset, image) if kind == "array" else None)
 
 
-def _find_image(dataset: datasets.Dataset, given: str | None) -> str:
-    kinds = {name: _image_kind(feature) for name, feature in dataset.features.items()}
-    for name, feature in dataset.features.items():
-        if kinds[name] is None and _holds_file_names(dataset, name, feature):
-            kinds[name] = "file"
+def _find_image(dataset: datasets.Dataset, given: str | None) -> tuple[str, str]:
+    """Name and kind of the column."""
+    kinds = kinds_of(dataset, _image_kind, IMAGE_FILES)
     if given is not None:
-        require_column(given, dataset.column_names, "image column")
-        if kinds[given] is None:
-            raise UserError(
-                f"column {given!r} holds no images",
-                got=str(dataset.features[given]),
-                expected=listed(name for name in kinds if kinds[name]) or "images, bytes or arrays",
-            )
-        return given
-    for kind in ("image", "bytes", "array", "file"):
-        found = [name for name in kinds if kinds[name] == kind]
-        if len(found) > 1:
-            raise ambiguous("image", found)
-        if found:
-            return found[0]
+        fit = "images, bytes or arrays"
+        return given, given_column(dataset, given, kinds, "image", many="images", fit=fit)
+    found = only_column(kinds, ("image", "bytes", "array", "file"), "image")
+    if found is not None:
+        return found
     hint = f"{choose_with('image')}, or say what the data are, e.g. modality=timeseries"
     raise UserError("no column holds images", got=dataset.column_names, hint=hint)
 
@@ -98,13 +79,6 @@ def _image_kind(feature: Any) -> str | None:
     kinds = ("uint", "int", "float", "bool")
     numbers = isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
     return "array" if numbers and depth in (2, 3) else None
-
-
-def _holds_file_names(dataset: datasets.Dataset, name: str, feature: Any) -> bool:
-    if not is_text(feature):
-        return False
-    first = stored(dataset.take(min(FIRST_ROWS, len(dataset))), name).to_pylist()
-    return all(isinstance(value, str) and value.lower().endswith(IMAGE_FILES) for value in first)
 
 
 def _layout(dataset: datasets.Dataset, column: str) -> ArrayLayout:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,21 +15,23 @@ import torch
 
 from mmdd.errors import UserError
 from mmdd.modalities.images.arrays import require_finite
-from mmdd.modalities.images.decode import Geometry, Tally, choose_geometry
+from mmdd.modalities.images.decode import Tally, choose_geometry
 from mmdd.modalities.images.normalise import Normalise
+from mmdd.modalities.images.opening import Opening, require_one_type
 from mmdd.modalities.images.options import ImageData
 from mmdd.modalities.images.pixels import ImageReader, Pixels, read_all
 from mmdd.modalities.images.raw import RawImages
-from mmdd.modalities.images.space import MOST_WHITENED, Measures, Space, at_random
+from mmdd.modalities.images.space import MOST_WHITENED, Measures, Space
 from mmdd.modalities.images.whiten import require_small
-from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.arrays import Array, at_random, spread
+from mmdd.modalities.tables.failures import allowed, dropped, require_few
 from mmdd.modalities.tables.parts import Parts, keep_trained, make_parts
 from mmdd.modalities.tables.sources import open_source
-from mmdd.modalities.tables.streaming import reading_processes, told
+from mmdd.modalities.tables.stored import hash_parts
+from mmdd.modalities.tables.streaming import processes_for, sharing, splits_of, told
 from mmdd.modality import DataInfo, Splits
 from mmdd.progress import for_terminal
 from mmdd.real import RealData, ResidentData
-from mmdd.streamed import StreamedData, WorkerPool
 
 __all__ = ["Normalise", "open_images"]
 
@@ -38,36 +39,6 @@ SAMPLE_HEADERS = 1000  # images whose size and colours are looked at
 SAMPLE_DISK = 10_000  # images of a disk set that are measured (unless whitened) and checked
 SAMPLE_BYTES = 2**26  # decoded at once while a disk set is measured
 MANY = 20_000  # images whose decoding deserves a bar
-NAMED_FAILURES = 5
-
-
-@dataclasses.dataclass
-class Opening:
-    """A set on its way from parts to data.
-
-    Attributes
-    ----------
-    parts: train, and validation and test where there are any.
-    names: of the classes.
-    geometry: the shape of all images.
-    dtype: of the pixels as kept.
-    notes: sentences for the user.
-    tally: what decoding did; failures carry their description instead of a position.
-    """
-
-    parts: Parts[Pixels]
-    names: tuple[str, ...]
-    geometry: Geometry
-    dtype: np.dtype[Any]
-    notes: list[str]
-    tally: Tally = dataclasses.field(default_factory=Tally)
-    failures: list[str] = dataclasses.field(default_factory=list)
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all parts once decoded."""
-        items = sum(len(part) for part in self.parts.values())
-        return items * int(np.prod(self.geometry.shape)) * self.dtype.itemsize
 
 
 def open_images(source: Any, options: ImageData, device: torch.device | str = "cpu") -> Splits:
@@ -98,7 +69,8 @@ def open_images(source: Any, options: ImageData, device: torch.device | str = "c
     )
     build = _resident if resident else _streamed
     data, space, digest = build(opening, options, torch.device(device))
-    opening.notes += _decoding_notes(opening)
+    opening.notes += dropped(opening.failures, "unreadable images")
+    opening.say_altered("images")
     info = DataInfo(
         modality="images",
         task="classification",
@@ -118,33 +90,25 @@ def open_images(source: Any, options: ImageData, device: torch.device | str = "c
 
 def _prepare(
     parts: Parts[Pixels], names: tuple[str, ...], notes: list[str], options: ImageData
-) -> Opening:
+) -> Opening[Pixels]:
     """Choose the shape that the images are brought to."""
     train = parts["train"]
-    rows = train.rows[_spread(len(train), SAMPLE_HEADERS)]
+    rows = train.rows[spread(len(train), SAMPLE_HEADERS)]
     headers = [head for head in train.items.headers(rows) if head is not None]
     if not headers:
         raise UserError(
             f"no image of split {train.split!r} can be opened, e.g. {train.items.name(rows[0])}"
         )
     geometry, found = choose_geometry(headers, options.height_width, options.channels)
-    kinds = {role: part.items.dtype for role, part in parts.items()}
-    if len(set(kinds.values())) > 1:
-        shown = {role: str(kind) for role, kind in kinds.items()}
-        raise UserError("the splits differ in type", got=shown, expected="all bytes or all floats")
-    return Opening(parts, names, geometry, train.items.dtype, [*notes, *found])
-
-
-def _spread(count: int, most: int) -> Array:
-    """Up to `most` positions of `count`, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+    require_one_type(parts)
+    return Opening(parts=parts, names=names, geometry=geometry, notes=[*notes, *found])
 
 
 Built = tuple[dict[str, RealData], Space, str]
 """The parts as data, the space of their inputs, and the fingerprint."""
 
 
-def _resident(opening: Opening, options: ImageData, device: torch.device) -> Built:
+def _resident(opening: Opening[Pixels], options: ImageData, device: torch.device) -> Built:
     """Decode everything once and keep it on the device."""
     images = {role: _decode(opening, role) for role in opening.parts}
     _require_few_failures(opening, options)
@@ -165,7 +129,7 @@ def _resident(opening: Opening, options: ImageData, device: torch.device) -> Bui
     return data, space, digest
 
 
-def _decode(opening: Opening, role: str) -> Array:
+def _decode(opening: Opening[Pixels], role: str) -> Array:
     """Decode one part, [N, C, H, W]; unreadable images are noted and taken out."""
     part = opening.parts[role]
     quiet = len(part) < MANY or not sys.stderr.isatty()
@@ -179,7 +143,9 @@ def _decode(opening: Opening, role: str) -> Array:
     return images
 
 
-def _note_failures(opening: Opening, role: str, tally: Tally, places: Array | None = None) -> Array:
+def _note_failures(
+    opening: Opening[Pixels], role: str, tally: Tally, places: Array | None = None
+) -> Array:
     """Remember the failures of one part, read at `places` (all); return the mask of the others."""
     part = opening.parts[role]
     kept = np.ones(len(part), bool)
@@ -200,29 +166,13 @@ def _keep(images: Array, places: Array) -> Array:
     return images[: len(places)]
 
 
-def _allowed(options: ImageData, total: int) -> int:
-    limit = options.max_corrupt
-    return limit if isinstance(limit, int) else int(limit * total)
-
-
-def _require_few_failures(opening: Opening, options: ImageData) -> None:
+def _require_few_failures(opening: Opening[Pixels], options: ImageData) -> None:
     """Refuse a set with too many unreadable images."""
     bad = opening.failures
-    total = sum(len(part) for part in opening.parts.values()) + len(bad)
-    if len(bad) > _allowed(options, total):
-        raise UserError(
-            f"{len(bad)} of {total} images cannot be read: {_shown(bad)}",
-            expected=f"at most {_allowed(options, total)}",
-            hint="Repair the set, or allow more with data.max_corrupt",
-        )
+    require_few(bad, opening.total + len(bad), options.max_corrupt, "images")
 
 
-def _shown(failures: Sequence[str]) -> str:
-    more = ", ..." if len(failures) > NAMED_FAILURES else ""
-    return ", ".join(failures[:NAMED_FAILURES]) + more
-
-
-def _drop_untrained(opening: Opening, images: dict[str, Array]) -> None:
+def _drop_untrained(opening: Opening[Pixels], images: dict[str, Array]) -> None:
     """Drop classes whose only training images were unreadable, from all parts."""
     before = opening.parts
     opening.parts, opening.names = keep_trained(before, opening.names, opening.notes, "image")
@@ -232,7 +182,7 @@ def _drop_untrained(opening: Opening, images: dict[str, Array]) -> None:
             images[role] = _keep(images[role], places)
 
 
-def _digest(opening: Opening, images: dict[str, Array] | None, options: ImageData) -> str:
+def _digest(opening: Opening[Pixels], images: dict[str, Array] | None, options: ImageData) -> str:
     """Fingerprint shapes, names, labels and pixels; without `images`, rows and what pixels are.
 
     Whitened images are other items, though the pixels are the same.
@@ -241,18 +191,11 @@ def _digest(opening: Opening, images: dict[str, Array] | None, options: ImageDat
     if options.whiten != "none":
         hasher.update(repr((options.whiten, options.zca_eps)).encode())
     hasher.update(repr((opening.geometry.shape, str(opening.dtype), opening.names)).encode())
-    for role, part in opening.parts.items():
-        hasher.update(repr((role, len(part))).encode())
-        hasher.update(np.ascontiguousarray(part.codes).data)
-        if images is not None:
-            hasher.update(np.ascontiguousarray(images[role]).data)
-        else:
-            hasher.update(part.items.token().encode())
-            hasher.update(np.ascontiguousarray(part.rows).data)
+    hash_parts(hasher, opening.parts, images)
     return hasher.hexdigest()
 
 
-def _streamed(opening: Opening, options: ImageData, device: torch.device) -> Built:
+def _streamed(opening: Opening[Pixels], options: ImageData, device: torch.device) -> Built:
     """Leave the images where they are; check and measure a sample of them."""
     measures = Measures(opening.geometry.shape, options, device)
     checked = {role: _check_sample(opening, role, measures) for role in opening.parts}
@@ -261,26 +204,20 @@ def _streamed(opening: Opening, options: ImageData, device: torch.device) -> Bui
         opening.parts, opening.names, opening.notes, "image"
     )
     space = measures.space(opening.notes)
-    splits = list({id(part.items): part.items for part in opening.parts.values()}.values())
     unit = 255 if opening.dtype == np.uint8 else 1
-    total = sum(len(part) for part in opening.parts.values())
-    blank = [mean * unit for mean in space.normalisation["mean"]]
-    reader = ImageReader(splits, opening.geometry, blank, _allowed(options, total))
-    inside = all(split.in_memory for split in splits)
-    pool = WorkerPool(reader, reading_processes(options.workers, in_memory=inside))
-    opening.notes.append(_streaming_note(opening, checked["train"], pool.workers))
-    data: dict[str, RealData] = {}
-    for role, part in opening.parts.items():
-        codes = torch.from_numpy(part.codes)
-        first = reader.offsets[[split is part.items for split in splits].index(True)]
-        rows = torch.from_numpy(part.rows + first)
-        data[role] = StreamedData(
-            pool, codes, codes, len(opening.names), prepare=space.prepare, device=device, rows=rows
-        )
+    reader = ImageReader(
+        parts=splits_of(opening.parts),
+        limit=allowed(options.max_corrupt, opening.total),
+        geometry=opening.geometry,
+        blank=[mean * unit for mean in space.normalisation["mean"]],
+    )
+    workers, classes = processes_for(opening.parts, options.workers), len(opening.names)
+    opening.notes.append(_streaming_note(opening, checked["train"], workers))
+    data = sharing(opening.parts, reader, classes, workers, space.prepare, device)
     return data, space, _digest(opening, None, options)
 
 
-def _check_sample(opening: Opening, role: str, measures: Measures) -> int:
+def _check_sample(opening: Opening[Pixels], role: str, measures: Measures) -> int:
     """Decode up to `SAMPLE_DISK` images of a part, more to whiten by them; return how many.
 
     The unreadable ones are taken out; those of training enter `measures`.
@@ -304,22 +241,7 @@ def _check_sample(opening: Opening, role: str, measures: Measures) -> int:
     return len(places)
 
 
-def _streaming_note(opening: Opening, checked: int, workers: int) -> str:
+def _streaming_note(opening: Opening[Pixels], checked: int, workers: int) -> str:
     part = opening.parts["train"]
     inside = part.items.in_memory
     return told("images", opening.nbytes, workers, in_memory=inside, checked=checked, of=len(part))
-
-
-def _decoding_notes(opening: Opening) -> list[str]:
-    """Say what decoding did to the images, beyond what was said when the shape was chosen."""
-    tally, bad, notes = opening.tally, opening.failures, []
-    if bad:
-        notes.append(f"{len(bad)} unreadable images dropped: {_shown(bad)}")
-    if tally.flattened:
-        notes.append(f"{tally.flattened} images with transparency were put on white")
-    if tally.greyed:
-        notes.append(f"{tally.greyed} colour images were turned grey")
-    if tally.resized and not any("resized" in note for note in opening.notes):
-        height, width = opening.geometry.height, opening.geometry.width
-        notes.append(f"{tally.resized} images of another size were fitted to {height}x{width}")
-    return notes

@@ -20,7 +20,7 @@ from mmdd.modalities.images.arrays import (
 )
 from mmdd.modalities.images.decode import Tally, to_pixels, upright
 from mmdd.modalities.images.pixels import ArrayPixels, Pixels
-from mmdd.modalities.tables.arrays import Array, to_numpy
+from mmdd.modalities.tables.arrays import Array, require_one_type, to_numpy
 from mmdd.modalities.tables.items import RawSplit
 from mmdd.modalities.tables.labels import Labels
 from mmdd.modalities.tables.splits import hold_out
@@ -43,9 +43,7 @@ def from_values(images: Any) -> ArrayPixels:
 
 def from_arrays(images: list[Array]) -> ArrayPixels:
     """Take a list of [C, H, W] pixels as `to_array` returns them, all bytes or all floats."""
-    kinds = sorted({str(image.dtype) for image in images})
-    if len(kinds) > 1:
-        raise UserError("some images hold bytes and some floats", got=kinds, expected="one type")
+    require_one_type(images, "images")
     return ArrayPixels(images)
 
 

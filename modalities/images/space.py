@@ -10,14 +10,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mmdd.modalities.images.normalise import Moments, Normalise
 from mmdd.modalities.images.options import ImageData
 from mmdd.modalities.images.whiten import Covariance, Whiten, fit
-from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.arrays import Array, at_random
 from mmdd.progress import for_terminal
 
 MOST_WHITENED = 50_000  # images that a covariance is measured on: a random subset of larger sets
@@ -38,13 +37,6 @@ class Space:
     prepare: Normalise | Whiten
     normalisation: dict[str, Any]
     tensors: dict[str, Tensor]
-
-
-def at_random(count: int, most: int) -> Array:
-    """Ascending positions: all `count`, or `most` of them, always the same."""
-    if count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
 class Measures:

@@ -27,7 +27,8 @@ from mmdd.modalities.pairs.merge import joined
 from mmdd.modalities.pairs.options import PairData
 from mmdd.modalities.pairs.raw import open_raw
 from mmdd.modalities.pairs.spaces import Space
-from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.arrays import Array, spread
+from mmdd.modalities.tables.failures import dropped, require_few
 from mmdd.modalities.tables.parts import Part, Parts, make_parts
 from mmdd.modality import DataInfo, Splits
 from mmdd.trees import Tree
@@ -200,8 +201,8 @@ def _geometry(opening: Opening, place: int, model: ImageModel | None) -> Geometr
         return None
     if model is not None:
         return Geometry(model.channels, *model.size)
-    spread = np.linspace(0, len(part) - 1, min(len(part), SAMPLE_HEADERS)).astype(np.int64)
-    heads = [head for head in field.headers(part.rows[spread]) if head is not None]
+    rows = part.rows[spread(len(part), SAMPLE_HEADERS)]
+    heads = [head for head in field.headers(rows) if head is not None]
     if not heads:
         raise UserError(
             f"no image of split {part.split!r} can be opened, e.g. {field.name(int(part.rows[0]))}"
@@ -214,17 +215,9 @@ def _geometry(opening: Opening, place: int, model: ImageModel | None) -> Geometr
 
 def _require_few_failures(opening: Opening, total: int) -> None:
     """Refuse a set with too many unreadable images."""
-    bad, limit = opening.failures, opening.options.max_corrupt
-    allowed = limit if isinstance(limit, int) else int(limit * total)
-    shown = ", ".join(bad[:NAMED_FAILURES]) + (", ..." if len(bad) > NAMED_FAILURES else "")
-    if len(bad) > allowed:
-        raise UserError(
-            f"{len(bad)} of {total} images cannot be read: {shown}",
-            expected=f"at most {allowed}",
-            hint="Repair the set, or allow more with data.max_corrupt",
-        )
-    if bad:
-        opening.notes.append(f"{len(bad)} pairs with unreadable images dropped: {shown}")
+    bad = opening.failures
+    require_few(bad, total, opening.options.max_corrupt, "images", NAMED_FAILURES)
+    opening.notes += dropped(bad, "pairs with unreadable images", NAMED_FAILURES)
 
 
 # -- spaces and parts ------------------------------------------------------------------------------

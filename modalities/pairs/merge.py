@@ -111,7 +111,7 @@ def keys_of(field: Field) -> Iterator[Key]:
         yield from _of_column(field)
     else:
         assert isinstance(field, ArrayPixels), "pixels are of a column or in memory"
-        yield from map(_digest, field.images)
+        yield from map(_digest, field.arrays)
 
 
 def _of_column(pixels: ColumnPixels) -> Iterator[Key]:

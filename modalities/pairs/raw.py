@@ -17,8 +17,10 @@ from mmdd.modalities.tables.columns import (
     ambiguous,
     choose_with,
     flat,
+    holds_files,
     is_file,
     is_text,
+    is_vector,
     require_column,
     stored,
 )
@@ -36,6 +38,7 @@ WORDS = Words(
     folder="parquet files with an image and a caption column, or metadata.csv beside images",
     unlabelled="Pairs need no labels",
 )
+IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 class Unlabelled:
@@ -238,7 +241,7 @@ class RawPairs(Reader[PairItems]):
                 raise UserError("no column holds images", got=dataset.column_names,
                                 hint=choose_with("image"))  # fmt: skip
             found = find_images(dataset.select_columns(kept), None)
-        return found.image, found
+        return found.column, found
 
     def _second(self, dataset: datasets.Dataset) -> str:
         features = flat(dataset.features)
@@ -301,14 +304,6 @@ def _by_name(found: list[str], *words: str) -> str:
     raise ambiguous(words[1], found)
 
 
-def is_vector(feature: Any) -> bool:
-    """True for a column of lists of floats."""
-    if not isinstance(feature, (datasets.List, datasets.LargeList)):
-        return False
-    inner = feature.feature
-    return isinstance(inner, datasets.Value) and inner.dtype.startswith(("float", "double"))
-
-
 def is_texts(feature: Any) -> bool:
     """True for a column of strings, or of lists of strings."""
     if isinstance(feature, (datasets.List, datasets.LargeList)):
@@ -322,12 +317,7 @@ def _is_image(feature: Any) -> bool:
 
 def _names_files(dataset: datasets.Dataset, name: str) -> bool:
     """Tell a column of image files' names, as find_images reads them."""
-    feature = flat(dataset.features)[name]
-    if not is_text(feature) or name not in dataset.column_names:
-        return False
-    first = stored(dataset.take(min(20, len(dataset))), name).to_pylist()
-    endings = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-    return all(isinstance(value, str) and value.lower().endswith(endings) for value in first)
+    return name in dataset.column_names and holds_files(dataset, name, IMAGE_FILES)
 
 
 __all__ = ["PairColumns", "RawPairs", "Vectors", "open_raw"]

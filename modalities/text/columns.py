@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import datasets
 import numpy as np
@@ -17,6 +16,7 @@ from mmdd.modalities.tables.columns import (
     choose_with,
     flat,
     is_text,
+    is_vector,
     require_column,
     stored,
 )
@@ -87,7 +87,7 @@ def find_columns(dataset: datasets.Dataset, options: TextData) -> TextColumns:
 
 def _find_vectors(dataset: datasets.Dataset, options: TextData) -> str | None:
     features = flat(dataset.features)
-    found = [name for name in features if _is_vector(features[name])]
+    found = [name for name in features if is_vector(features[name])]
     given = options.embedding
     if given is not None:
         require_column(given, features, "embedding column")
@@ -104,13 +104,6 @@ def _find_vectors(dataset: datasets.Dataset, options: TextData) -> str | None:
     if len(found) > 1:
         raise ambiguous("embedding", found)
     return found[0] if found else None
-
-
-def _is_vector(feature: Any) -> bool:
-    if not isinstance(feature, (datasets.List, datasets.LargeList)):
-        return False
-    inner = feature.feature
-    return isinstance(inner, datasets.Value) and inner.dtype.startswith(("float", "double"))
 
 
 def _find_texts(dataset: datasets.Dataset, options: TextData, needed: bool) -> tuple[str, ...]:

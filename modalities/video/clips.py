@@ -16,63 +16,26 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.images.pixels import StoredPixels
+from mmdd.modalities.tables.stored import ArrayItems, ColumnItems
 from mmdd.modalities.video.arrays import frames_first, of_lists
 from mmdd.modalities.video.decode import ArrayFootage, Footage, FrameFootage, open_encoded
 
 
-class Clips(abc.ABC):
-    """The clips of one split, of any length, size and mode.
-
-    Attributes
-    ----------
-    dtype: of the pixels: uint8, or float32 when the source holds floats.
-    in_memory: true where nothing is read or decoded.
-    """
-
-    dtype: np.dtype[Any] = np.dtype(np.uint8)
-    in_memory = False
-
-    @abc.abstractmethod
-    def __len__(self) -> int:
-        """N."""
+class Clips(StoredPixels):
+    """The clips of one split, of any length, size and mode."""
 
     @abc.abstractmethod
     def open(self, row: int) -> Footage:
         """Open one clip; raises whatever its decoder does on a broken one."""
 
-    @abc.abstractmethod
-    def token(self) -> str:
-        """Digest that changes with the clips; nothing is decoded for it."""
 
-    def name(self, row: int) -> str:
-        """What to call a clip in a message."""
-        return f"row {row}"
-
-
-class ArrayClips(Clips):
+class ArrayClips(ArrayItems, Clips):
     """Decoded clips in memory: [N, T, C, H, W], or a list of such [T, C, H, W]."""
-
-    in_memory = True
-
-    def __init__(self, clips: Array | Sequence[Array]) -> None:
-        self.clips = clips
-        self.dtype = np.dtype(clips[0].dtype if len(clips) else np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.clips)
 
     def open(self, row: int) -> Footage:
         """A view."""
-        return ArrayFootage(self.clips[row])
-
-    def token(self) -> str:
-        """Digest of all shapes and values."""
-        hasher = hashlib.sha256()
-        for clip in self.clips:
-            hasher.update(repr((clip.shape, clip.dtype.str)).encode())
-            hasher.update(np.ascontiguousarray(clip).data)
-        return hasher.hexdigest()
+        return ArrayFootage(self.arrays[row])
 
 
 class FileClips(Clips):
@@ -101,13 +64,12 @@ class FileClips(Clips):
         return os.path.dirname(self.folders[row][0])
 
 
-class ColumnClips(Clips):
-    """A column of a ``datasets.Dataset``; nothing is read before it is asked for.
+class ColumnClips(ColumnItems, Clips):
+    """A column of clips.
 
     Parameters
     ----------
-    dataset: any format; it is read as Arrow, so that nothing is decoded on the way.
-    column: its name.
+    dataset, column: see `ColumnItems`.
     read: turns a stored clip, an array of length 1, into footage.
     dtype: of the pixels.
     """
@@ -119,12 +81,8 @@ class ColumnClips(Clips):
         read: Callable[[pa.Array], Footage],
         dtype: np.dtype[Any],
     ) -> None:
-        self.dataset = dataset.select_columns([column]).with_format("arrow")
-        self.column, self.read, self.dtype = column, read, dtype
-        self.fingerprint = dataset._fingerprint
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        super().__init__(dataset, column)
+        self.read, self.dtype = read, dtype
 
     def open(self, row: int) -> Footage:
         """Read one row."""
@@ -133,21 +91,17 @@ class ColumnClips(Clips):
             raise ValueError("no clip")
         return self.read(stored)
 
-    def token(self) -> str:
-        """The library's own fingerprint, which follows files and transformations."""
-        return f"{self.fingerprint}/{self.column}"
-
-    def name(self, row: int) -> str:
-        """Row number, and the file where there is one."""
+    def path(self, row: int) -> str | None:
+        """The file name that is stored; the clip itself is left alone."""
         value = self._stored(row)
         if pa.types.is_struct(value.type) and value.type.get_field_index("path") >= 0:
             path = value[0].as_py()["path"]
         else:
             path = value[0].as_py() if pa.types.is_string(value.type) else None
-        return f"row {row} ({path})" if isinstance(path, str) else super().name(row)
+        return path if isinstance(path, str) else None
 
     def _stored(self, row: int) -> pa.Array:
-        return self.dataset[row : row + 1].column(self.column).combine_chunks()
+        return self.fetch(np.array([row]))[0].combine_chunks()
 
 
 def of_array(stored: pa.Array) -> Footage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -12,14 +12,13 @@ import pyarrow as pa
 
 from mmdd.errors import UserError
 from mmdd.modalities.tables.columns import (
-    ambiguous,
+    OneColumn,
     choose_with,
+    given_column,
     is_binary,
     is_file,
-    is_text,
-    listed,
-    require_column,
-    stored,
+    kinds_of,
+    only_column,
 )
 from mmdd.modalities.video.clips import ColumnClips, OfFile, OfFrames, of_array
 from mmdd.modalities.video.decode import Footage
@@ -28,34 +27,28 @@ VIDEO_FILES = (
     ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv",
     ".gif", ".webp", ".apng",
 )  # fmt: skip
-FIRST_ROWS = 20  # looked at to tell a column of file names
 KINDS = ("video", "frames", "array", "picture", "bytes", "file")
 """Ways to store a clip, the surest first; ``picture`` is one animated picture."""
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoColumn:
+class VideoColumn(OneColumn):
     """The chosen column and how a clip is stored in it."""
 
-    video: str
+    field = "video"
     kind: str
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        """The column under the field's name."""
-        return {"video": self.video}
 
     def read(self, dataset: datasets.Dataset, split: str, root: str) -> ColumnClips:
         """Return the clips of one split."""
-        require_column(self.video, dataset.column_names, f"video column in split {split!r}")
+        self.require(dataset, split)
         readers: dict[str, Callable[[pa.Array], Footage]] = {
             "frames": OfFrames(root),
             "array": of_array,
         }
-        feature = inner(dataset.features[self.video])[0]
+        feature = inner(dataset.features[self.column])[0]
         floats = self.kind == "array" and feature.dtype.startswith("float")
         dtype = np.dtype(np.float32 if floats else np.uint8)
-        return ColumnClips(dataset, self.video, readers.get(self.kind, OfFile(root)), dtype)
+        return ColumnClips(dataset, self.column, readers.get(self.kind, OfFile(root)), dtype)
 
 
 def find_videos(dataset: datasets.Dataset, video: str | None) -> VideoColumn:
@@ -68,27 +61,14 @@ def find_videos(dataset: datasets.Dataset, video: str | None) -> VideoColumn:
 
     Errors: UserError when the given name is unknown or unfit, when nothing fits, or several do.
     """
-    kinds = {name: kind_of(feature) for name, feature in dataset.features.items()}
-    for name, feature in dataset.features.items():
-        if kinds[name] is None and _holds_file_names(dataset, name, feature):
-            kinds[name] = "file"
+    kinds = kinds_of(dataset, kind_of, VIDEO_FILES)
     if video is not None:
-        require_column(video, dataset.column_names, "video column")
-        chosen = kinds[video]
-        if chosen is None:
-            raise UserError(
-                f"column {video!r} holds no clips",
-                got=str(dataset.features[video]),
-                expected=listed(name for name in kinds if kinds[name])
-                or "videos, lists of frames, or arrays [T, H, W, C]",
-            )
-        return VideoColumn(video, chosen)
-    for kind in KINDS:
-        found = [name for name in kinds if kinds[name] == kind]
-        if len(found) > 1:
-            raise ambiguous("video", found)
-        if found:
-            return VideoColumn(found[0], kind)
+        fit = "videos, lists of frames, or arrays [T, H, W, C]"
+        kind = given_column(dataset, video, kinds, "video", many="clips", fit=fit)
+        return VideoColumn(video, kind)
+    found = only_column(kinds, KINDS, "video")
+    if found is not None:
+        return VideoColumn(*found)
     raise UserError("no column holds clips", got=dataset.column_names, hint=choose_with("video"))
 
 
@@ -122,10 +102,3 @@ def _kind_of_encoded(found: Any, depth: int) -> str | None:
     if depth == 0:
         return "picture" if isinstance(found, datasets.Image) else "bytes"
     return None
-
-
-def _holds_file_names(dataset: datasets.Dataset, name: str, feature: Any) -> bool:
-    if not is_text(feature):
-        return False
-    first = stored(dataset.take(min(FIRST_ROWS, len(dataset))), name).to_pylist()
-    return all(isinstance(value, str) and value.lower().endswith(VIDEO_FILES) for value in first)

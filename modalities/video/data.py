@@ -14,15 +14,15 @@ import torch
 
 from mmdd.errors import UserError
 from mmdd.modalities.images.normalise import Moments
-from mmdd.modalities.images.space import at_random
-from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.arrays import Array, at_random
+from mmdd.modalities.tables.failures import allowed
 from mmdd.modalities.tables.parts import make_parts
 from mmdd.modalities.tables.sources import open_source
-from mmdd.modalities.tables.streaming import reading_processes, told
+from mmdd.modalities.tables.stored import hash_parts
+from mmdd.modalities.tables.streaming import processes_for, sharing, splits_of, told
 from mmdd.modalities.video.normalise import NormaliseClips
 from mmdd.modalities.video.opening import (
     Opening,
-    allowed_failures,
     decode_part,
     prepared,
     read_places,
@@ -33,7 +33,6 @@ from mmdd.modalities.video.raw import RawClips
 from mmdd.modalities.video.reading import ClipReader
 from mmdd.modality import DataInfo, Splits
 from mmdd.real import RealData, ResidentData
-from mmdd.streamed import StreamedData, WorkerPool
 
 SAMPLE_DISK = 1000  # clips of a disk set that are measured and checked
 SAMPLE_BYTES = 2**27  # decoded at once while a disk set is measured
@@ -126,25 +125,19 @@ def _streamed(opening: Opening, options: VideoData, device: torch.device) -> Bui
     moments = Moments(opening.shape[0])
     checked = {role: _check_sample(opening, role, moments) for role in opening.parts}
     settle(opening, None, options)
-    splits = list({id(part.items): part.items for part in opening.parts.values()}.values())
     mean, std, _ = moments.result()
     unit = 255 if opening.dtype == np.uint8 else 1
-    total = sum(len(part) for part in opening.parts.values())
-    blank = [level * unit for level in mean]
-    allowed = allowed_failures(options, total)
-    reader = ClipReader(splits, opening.geometry, opening.sampling, blank, allowed)
-    inside = all(split.in_memory for split in splits)
-    pool = WorkerPool(reader, reading_processes(options.workers, in_memory=inside))
-    opening.notes.append(_streaming_note(opening, checked["train"], pool.workers))
+    reader = ClipReader(
+        parts=splits_of(opening.parts),
+        limit=allowed(options.max_corrupt, opening.total),
+        geometry=opening.geometry,
+        sampling=opening.sampling,
+        blank=[level * unit for level in mean],
+    )
+    workers, classes = processes_for(opening.parts, options.workers), len(opening.names)
+    opening.notes.append(_streaming_note(opening, checked["train"], workers))
     prepare = NormaliseClips(mean, std)
-    data: dict[str, RealData] = {}
-    for role, part in opening.parts.items():
-        codes = torch.from_numpy(part.codes)
-        first = reader.offsets[[split is part.items for split in splits].index(True)]
-        rows = torch.from_numpy(part.rows + first)
-        data[role] = StreamedData(
-            pool, codes, codes, len(opening.names), prepare=prepare, device=device, rows=rows
-        )
+    data = sharing(opening.parts, reader, classes, workers, prepare, device)
     return data, moments, _digest(opening, None)
 
 
@@ -176,12 +169,5 @@ def _digest(opening: Opening, clips: dict[str, Array] | None) -> str:
     """Fingerprint of shapes, names, labels and pixels; without `clips`, of rows and sources."""
     hasher = hashlib.sha256()
     hasher.update(repr((opening.shape, str(opening.dtype), opening.names)).encode())
-    for role, part in opening.parts.items():
-        hasher.update(repr((role, len(part))).encode())
-        hasher.update(np.ascontiguousarray(part.codes).data)
-        if clips is not None:
-            hasher.update(np.ascontiguousarray(clips[role]).data)
-        else:
-            hasher.update(f"{part.items.token()}/{opening.sampling}".encode())
-            hasher.update(np.ascontiguousarray(part.rows).data)
+    hash_parts(hasher, opening.parts, clips, f"/{opening.sampling}")
     return hasher.hexdigest()

@@ -6,19 +6,19 @@ Shape suffixes: N items of a part, n of them, C channels, T frames, H height, W 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
 from mmdd.errors import UserError
-from mmdd.modalities.images.decode import Geometry, Header, Tally, choose_geometry
-from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.images import opening as images
+from mmdd.modalities.images.decode import Header, choose_geometry
+from mmdd.modalities.tables.arrays import Array, spread
 from mmdd.modalities.tables.columns import one_line
+from mmdd.modalities.tables.failures import dropped, require_few, shown
 from mmdd.modalities.tables.parts import Part, Parts, keep_trained
 from mmdd.modalities.video.clips import Clips
 from mmdd.modalities.video.options import USUAL_FRAMES, VideoData
@@ -32,29 +32,17 @@ MOST_THREADS = 8
 NAMED = 3  # clips that a message names
 
 
-@dataclasses.dataclass
-class Opening:
-    """A set on its way from parts to data.
+@dataclasses.dataclass(kw_only=True)
+class Opening(images.Opening[Clips]):
+    """What is known of a set of clips while it is opened.
 
     Attributes
     ----------
-    parts: train, and validation and test where there are any.
-    names: of the classes.
-    geometry: the shape of all frames.
     sampling: which frames are read.
-    notes: sentences for the user.
-    tally: what decoding did to single frames.
-    failures: clips that cannot be read, and why.
     short: clips with too few frames, and how many they have.
     """
 
-    parts: Parts[Clips]
-    names: tuple[str, ...]
-    geometry: Geometry
     sampling: Sampling
-    notes: list[str]
-    tally: Tally = dataclasses.field(default_factory=Tally)
-    failures: list[str] = dataclasses.field(default_factory=list)
     short: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -62,17 +50,6 @@ class Opening:
         """(C, T, H, W)."""
         channels, height, width = self.geometry.shape
         return channels, self.sampling.frames, height, width
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the pixels as kept."""
-        return self.parts["train"].items.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all parts once decoded."""
-        items = sum(len(part) for part in self.parts.values())
-        return items * math.prod(self.shape) * self.dtype.itemsize
 
 
 # -- shape -----------------------------------------------------------------------------------------
@@ -83,9 +60,7 @@ def prepared(
 ) -> Opening:
     """Choose the shape that the clips are brought to, by a sample of those of training."""
     train = parts["train"]
-    kinds = {role: str(part.items.dtype) for role, part in parts.items()}
-    if len(set(kinds.values())) > 1:
-        raise UserError("the splits differ in type", got=kinds, expected="all bytes or all floats")
+    images.require_one_type(parts)
     counts, headers = _looked_at(train)
     geometry, found = choose_geometry(headers, options.height_width, options.channels)
     found = [note.replace("images", "frames") for note in found]
@@ -95,16 +70,17 @@ def prepared(
     if (low, high) != (frames, frames):
         had = f"{low}" if low == high else f"{low} to {high}"
         found.append(f"{frames} frames of every clip are read ({options.sample}); they have {had}")
-    return Opening(parts, names, geometry, sampling, [*notes, *found])
+    return Opening(
+        parts=parts, names=names, geometry=geometry, notes=[*notes, *found], sampling=sampling
+    )
 
 
 def _looked_at(train: Part[Clips]) -> tuple[dict[int, int], list[Header]]:
     """Lengths of some clips by row, and headers of those that can be opened."""
-    places = np.unique(np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).astype(np.int64))
     counts: dict[int, int] = {}
     headers = []
     problem = "they have no frames"
-    for row in train.rows[places].tolist():
+    for row in train.rows[spread(len(train), SAMPLE)].tolist():
         try:
             footage = train.items.open(row)
             if len(footage):
@@ -196,26 +172,13 @@ def _require_finite(clips: Array, part: Part[Clips], places: Array) -> None:
             )
 
 
-def allowed_failures(options: VideoData, total: int) -> int:
-    """Unreadable clips that are tolerated among `total`."""
-    limit = options.max_corrupt
-    return limit if isinstance(limit, int) else int(limit * total)
-
-
 def settle(opening: Opening, clips: dict[str, Array] | None, options: VideoData) -> None:
     """Refuse a set with too many bad clips, drop what cannot be trained on, and say so."""
     bad, short, sampling = opening.failures, opening.short, opening.sampling
-    total = sum(len(part) for part in opening.parts.values()) + len(bad)
-    allowed = allowed_failures(options, total)
-    if len(bad) > allowed:
-        raise UserError(
-            f"{len(bad)} of {total} clips cannot be read: {_shown(bad)}",
-            expected=f"at most {allowed}",
-            hint="Repair the set, or allow more with data.max_corrupt",
-        )
+    require_few(bad, opening.total + len(bad), options.max_corrupt, "clips", NAMED)
     if short and sampling.short == "refuse":
         raise UserError(
-            f"{len(short)} clips have fewer frames than asked for: {_shown(short)}",
+            f"{len(short)} clips have fewer frames than asked for: {shown(short, NAMED)}",
             expected=f"at least {sampling.needs} frames",
             hint="Lower data.frames, or set data.short to hold, loop or drop.",
         )
@@ -224,26 +187,8 @@ def settle(opening: Opening, clips: dict[str, Array] | None, options: VideoData)
     for role, part in opening.parts.items():
         if clips is not None and len(part) < len(before[role]):
             clips[role] = clips[role][np.isin(before[role].rows, part.rows)]
-    opening.notes += _decoding_notes(opening)
-
-
-def _decoding_notes(opening: Opening) -> list[str]:
-    tally, notes = opening.tally, []
-    if opening.failures:
-        bad = opening.failures
-        notes.append(f"{len(bad)} unreadable clips dropped: {_shown(bad)}")
-    if opening.short:
+    opening.notes += dropped(bad, "unreadable clips", NAMED)
+    if short:
         done = {"hold": "hold their last frame", "loop": "start again", "drop": "are left out"}
-        notes.append(f"{len(opening.short)} short clips {done[opening.sampling.short]}")
-    if tally.flattened:
-        notes.append(f"{tally.flattened} frames with transparency were put on white")
-    if tally.greyed:
-        notes.append(f"{tally.greyed} colour frames were turned grey")
-    if tally.resized and not any("resized" in note for note in opening.notes):
-        height, width = opening.geometry.height, opening.geometry.width
-        notes.append(f"{tally.resized} frames of another size were fitted to {height}x{width}")
-    return notes
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+        opening.notes.append(f"{len(short)} short clips {done[sampling.short]}")
+    opening.say_altered("frames")

@@ -14,7 +14,7 @@ import torch
 
 from mmdd.errors import UserError
 from mmdd.modalities.images.in_memory import to_array
-from mmdd.modalities.tables.arrays import Array, to_numpy
+from mmdd.modalities.tables.arrays import Array, require_one_type, to_numpy
 from mmdd.modalities.tables.items import RawSplit, Reader
 from mmdd.modalities.tables.words import Words
 from mmdd.modalities.video.arrays import frames_first
@@ -69,9 +69,7 @@ class RawClips(Reader[Clips]):
 
     def collect(self, items: list[Any]) -> Clips:
         """Join what `convert` returned, all bytes or all floats."""
-        kinds = sorted({str(clip.dtype) for clip in items})
-        if len(kinds) > 1:
-            raise UserError("some clips hold bytes and some floats", got=kinds, expected="one type")
+        require_one_type(items, "clips")
         return ArrayClips(items)
 
 

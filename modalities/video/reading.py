@@ -6,7 +6,6 @@ Shape suffixes: n clips, C channels, T frames, H height, W width.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,10 +16,9 @@ from mmdd.errors import UserError
 from mmdd.modalities.images.decode import Geometry, Tally
 from mmdd.modalities.tables.arrays import Array
 from mmdd.modalities.tables.columns import one_line
+from mmdd.modalities.tables.streaming import NumberedReader
 from mmdd.modalities.video.clips import Clips
 from mmdd.modalities.video.sample import Sampling
-
-log = logging.getLogger(__name__)
 
 Outcome = tuple[Tally, str | None, int]
 """What was done to the frames, why the clip cannot be read, and how many frames it has."""
@@ -51,32 +49,21 @@ def read_clip(
     return tally, None, length
 
 
-@dataclasses.dataclass
-class ClipReader:
-    """Reads numbered clips of several splits: what the workers of a `StreamedData` hold.
-
-    Clips were checked by sample only, so one may turn out unreadable here. It is then replaced by
-    `blank`, which is zero once normalised, and said once; too many are an error, and so is one
-    that is too short.
+@dataclasses.dataclass(kw_only=True)
+class ClipReader(NumberedReader[Clips]):
+    """Reads numbered clips of several splits; one that is too short is an error.
 
     Attributes
     ----------
-    parts: the splits; row r of part k is number ``offsets[k] + r``.
     geometry: the shape of all frames.
     sampling: which frames are read.
     blank: [C] what an unreadable clip is filled with.
-    limit: unreadable clips that one process tolerates.
     """
 
-    parts: Sequence[Clips]
+    one = "clip"
     geometry: Geometry
     sampling: Sampling
     blank: Sequence[float]
-    limit: int
-    _bad: set[int] = dataclasses.field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.offsets = np.cumsum([0, *(len(part) for part in self.parts)])
 
     def __call__(self, rows: list[int]) -> Tensor:
         """Read the clips numbered `rows` into [n, C, T, H, W]."""
@@ -88,8 +75,7 @@ class ClipReader:
         return torch.from_numpy(out)
 
     def _read(self, number: int, out: Array) -> None:
-        owner = int(np.searchsorted(self.offsets, number, side="right")) - 1
-        clips, row = self.parts[owner], int(number - self.offsets[owner])
+        clips, row = self.find(number)
         _, problem, length = read_clip(clips, row, self.sampling, self.geometry, out)
         if problem is None and length < self.sampling.needs and self.sampling.short not in REPEATED:
             raise UserError(
@@ -102,15 +88,4 @@ class ClipReader:
             problem = "NaN or infinite pixels"
         if problem is not None:
             out[:] = np.asarray(self.blank, out.dtype)[:, None, None, None]
-            self._report(number, clips.name(row), problem)
-
-    def _report(self, number: int, name: str, why: str) -> None:
-        if number in self._bad:
-            return
-        self._bad.add(number)
-        log.warning("clip %s cannot be read (%s); a blank one takes its place", name, why)
-        if len(self._bad) > self.limit:
-            raise UserError(
-                f"more than {self.limit} clips cannot be read, the last one {name}: {why}",
-                hint="Repair the set, or allow more with data.max_corrupt",
-            )
+            self.report(number, clips.name(row), problem)
