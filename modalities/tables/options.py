@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
+HoldOut = Literal["random", "last"]
 
 
 class TableData(BaseModel):
@@ -44,6 +45,11 @@ class TableData(BaseModel):
         0.2,
         description="fraction of training items held out, class by class, when no other split "
         "has labels to score on; 0 for none",
+    )
+    hold_out: HoldOut = Field(
+        "random",
+        description="which items of a class are held out: last ones in the order of the data where "
+        "neighbours are alike, like overlapping windows of one recording",
     )
     seed: int = Field(0, ge=0, description="seed of the hold-outs, and of nothing else")
 

@@ -82,10 +82,10 @@ def make_parts(
         if split is not None:
             parts[role] = _labelled(opened.splits, split, names, notes)
     if roles.test is None:
-        _carve(parts, "test", round(options.test * len(parts["train"])), options.seed, notes)
+        _carve(parts, "test", round(options.test * len(parts["train"])), options, notes)
     if roles.validation is None:
         count = _validation_size(parts["train"], options)
-        _carve(parts, "validation", count, options.seed, notes)
+        _carve(parts, "validation", count, options, notes)
     return parts, names, notes
 
 
@@ -152,16 +152,18 @@ def _validation_size(train: Part[I], options: TableData) -> int:
     return options.validation
 
 
-def _carve(parts: Parts[I], role: str, count: int, seed: int, notes: list[str]) -> None:
+def _carve(parts: Parts[I], role: str, count: int, options: TableData, notes: list[str]) -> None:
     """Hold `count` training items out, class by class."""
     train = parts["train"]
     if count == 0:
         return
-    kept, held = hold_out(train.codes, count, seed, role)
+    kept, held = hold_out(train.codes, count, options.seed, role, options.hold_out)
     if not len(held):
         notes.append(f"no {role} items: no class has two training items")
         return
     parts["train"], parts[role] = train.take(kept), train.take(held)
+    which = "the last " if options.hold_out == "last" else ""
     notes.append(
-        f"{len(held)} of {len(train)} items of {train.split!r} held out for {role}, class by class"
+        f"{which}{len(held)} of {len(train)} items of {train.split!r} held out for {role}, class by"
+        " class"
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmdd.errors import UserError, nearest
 from mmdd.modalities.tables.arrays import Array
-from mmdd.modalities.tables.options import TableData
+from mmdd.modalities.tables.options import HoldOut, TableData
 
 TEST_NAMES = ("test", "testing")
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
@@ -92,7 +92,9 @@ def require_labels(name: str, labelled: Mapping[str, int], option: str) -> None:
         raise UserError(f"no item of split {name!r} has a label", hint=f"Leave data.{option} out")
 
 
-def hold_out(codes: Array, count: int, seed: int, part: str = "test") -> tuple[Array, Array]:
+def hold_out(
+    codes: Array, count: int, seed: int, part: str = "test", which: HoldOut = "random"
+) -> tuple[Array, Array]:
     """Split items into those kept and `count` held out, each class by its share.
 
     Every class keeps one item at least, so fewer may be held out. Time is that of one sort.
@@ -102,6 +104,7 @@ def hold_out(codes: Array, count: int, seed: int, part: str = "test") -> tuple[A
     codes: [N] int64 classes.
     count: how many to hold out.
     seed, part: choose the items; the two parts of one seed are independent.
+    which: random ones, or the last ones of every class in the order given.
 
     Returns
     -------
@@ -110,9 +113,11 @@ def hold_out(codes: Array, count: int, seed: int, part: str = "test") -> tuple[A
     rng = np.random.default_rng([HELD_OUT[part], seed])
     sizes = np.bincount(codes)
     quota = _quota(sizes, count, rng)
-    order = np.lexsort((rng.random(len(codes)), codes))  # class by class, shuffled within
+    places = np.arange(len(codes))
+    within = rng.random(len(codes)) if which == "random" else -places
+    order = np.lexsort((within, codes))  # class by class, those to be held out first
     starts = np.cumsum(sizes) - sizes
-    rank = np.arange(len(codes)) - np.repeat(starts, sizes)
+    rank = places - np.repeat(starts, sizes)
     held = rank < np.repeat(quota, sizes)
     return np.sort(order[~held]), np.sort(order[held])
 
