@@ -210,13 +210,6 @@ PLAN = [
         evaluate__protocol="mtt",
         evaluate__epochs=200,
     ),
-    row(
-        "video/grid_digit",
-        10,
-        "dsa",
-        **{**CLIPS, **GRADIENTS, "real__per_group": 16, "optimise__inputs__lr": 0.1},
-    ),
-    row("video/grid_digit", 10, "mtt", **EXPERT_SEGMENTS),
     *(row("text/sst2_minilm", n, "datm", **TRAJECTORIES) for n in (1, 5, 10, 20)),
     *(
         row("text/sst2_minilm", n, "datm", called="datm, nothing skipped", **NOTHING_SKIPPED)
@@ -253,6 +246,21 @@ PLAN = [
     row("text/sst2", 10, "mtt", called="mtt, transformers", **{**OF_BERT, **SEGMENTS}),
     row("timeseries/ucihar_subset", 10, "dm", **POSTURES),
     *(row("timeseries/ucihar_subset", n, "dance", **POSTURES, **ENDS) for n in (10, 5, 1)),
+    *(
+        row(
+            "timeseries/ucihar_subset",
+            n,
+            "dm",
+            called="dm, near herding",
+            **{
+                **POSTURES,
+                "synthetic__initialise": "herding",
+                "optimise__steps": 60,
+                "optimise__inputs__lr": 0.3,
+            },
+        )
+        for n in (10, 5, 1)
+    ),
     *(row("timeseries/gunpoint", n, "dm", **NEAR_HERDING) for n in (5, 1)),
     *(
         row("timeseries/synthetic_control", n, "dance", **SERIES, **ENDS, optimise__inputs__lr=3.0)
@@ -292,6 +300,13 @@ PLAN = [
         synthetic__representation="static-dynamic",
         **CLIPS,
     ),
+    row(
+        "video/grid_digit",
+        10,
+        "dsa",
+        **{**CLIPS, **GRADIENTS, "real__per_group": 16, "optimise__inputs__lr": 0.1},
+    ),
+    row("video/grid_digit", 10, "mtt", **EXPERT_SEGMENTS),
 ]
 """Options of text, of UCI-HAR and of GunPoint were chosen on validation (``choices.csv``), those of
 ``transformers`` with them, being TextCNN's; those of audio, Synthetic Control, ETTh1 and video come
