@@ -24,9 +24,9 @@ from mmdd.modalities.audio.part_options import (
     AUGMENTATION_OPS,
     SPECTRAL_OPS,
     Siamese,
-    operations,
 )
 from mmdd.modalities.audio.space import LOG_MEL, audio_of, normalisation_of
+from mmdd.modalities.nets.options import operations
 from mmdd.modality import DataInfo
 from mmdd.trees import Tree
 

@@ -11,8 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmdd.errors import UserError
 from mmdd.modalities.audio.space import LOG_MEL, WAVEFORM, audio_of
+from mmdd.modalities.images.convnet import FewChannels
+from mmdd.modalities.nets.checks import require_at_least
 from mmdd.trees import Tree
 
 SPACES = (LOG_MEL, WAVEFORM)
@@ -60,10 +61,11 @@ class AudioEncoder(nn.Module):
         return self.classifier(self.features(inputs))
 
 
-def require_at_least(option: str, value: float, least: float) -> None:
-    """Refuse a number below `least`."""
-    if value < least:
-        raise UserError(f"{option} is too small", got=value, expected=f"at least {least}")
+def convolution(place: int, width: int) -> nn.Conv2d:
+    """A 3x3 convolution to `width` channels; the first one, at `place` 0, reads a spectrum."""
+    if place == 0:
+        return FewChannels(1, width, 3, padding=1)
+    return nn.Conv2d(width, width, 3, padding=1)
 
 
 def coarser(mask: Tensor | None, places: int) -> Tensor | None:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mmdd.errors import UserError
-from mmdd.modalities.audio.base import AudioEncoder, coarser, mean_in_time, require_at_least
+from mmdd.modalities.audio.base import AudioEncoder, coarser, convolution, mean_in_time
 from mmdd.modalities.audio.space import LOG_MEL, WAVEFORM
-from mmdd.modalities.images.convnet import POOLINGS, FewChannels, require_depth, usual_depth
+from mmdd.modalities.images.convnet import POOLINGS, require_depth, usual_depth
 from mmdd.modalities.images.norm import EPS, Norm, NormKind
+from mmdd.modalities.nets.chain import outputs_of
+from mmdd.modalities.nets.checks import require_at_least
 
 
 class ConvNet(AudioEncoder):
@@ -51,9 +53,7 @@ class ConvNet(AudioEncoder):
         super().__init__(width * (bands >> depth) * (frames >> depth), classes)
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                FewChannels(1, width, 3, padding=1)
-                if place == 0
-                else nn.Conv2d(width, width, 3, padding=1),
+                convolution(place, width),
                 Norm(norm, width),
                 nn.ReLU(),
                 POOLINGS[pooling](),
@@ -64,11 +64,7 @@ class ConvNet(AudioEncoder):
 
     def stages(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Maps after every block, [n, C, M', F']."""
-        found = []
-        for block in self.blocks:
-            x = block(x)
-            found.append(x)
-        return found
+        return outputs_of(self.blocks, x)
 
 
 class InstanceNorm(nn.Module):
@@ -145,9 +141,6 @@ class M5(AudioEncoder):
 
     def stages(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Maps after every block but the last, [n, C, T'], and the mean of the last, [n, C]."""
-        found = []
-        for block in self.blocks:
-            x = block(x)
-            found.append(x)
-        found[-1] = mean_in_time(x, coarser(mask, x.shape[-1]))
+        found = outputs_of(self.blocks, x)
+        found[-1] = mean_in_time(found[-1], coarser(mask, found[-1].shape[-1]))
         return found

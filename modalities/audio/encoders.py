@@ -17,9 +17,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmdd.errors import UserError, unknown_name
-from mmdd.modalities.audio.base import AudioEncoder, require_at_least
+from mmdd.modalities.audio.base import AudioEncoder
 from mmdd.modalities.audio.convolutional import M5, ConvNet
 from mmdd.modalities.audio.sequential import CRNN, Transformer
+from mmdd.modalities.nets.chain import outputs_of
+from mmdd.modalities.nets.checks import require_at_least
 
 
 class Linear(AudioEncoder):
@@ -49,11 +51,7 @@ class MLP(AudioEncoder):
 
     def stages(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Numbers after every layer, [n, width]."""
-        x, found = x.flatten(1), []
-        for block in self.blocks:
-            x = block(x)
-            found.append(x)
-        return found
+        return outputs_of(self.blocks, x.flatten(1))
 
 
 ENCODERS: dict[str, type[AudioEncoder]] = {

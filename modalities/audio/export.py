@@ -22,6 +22,7 @@ from mmdd.files import safe_names, save_tensors, write_json
 from mmdd.modalities.audio.decode import soundfile
 from mmdd.modalities.audio.space import in_units, spectrum_of
 from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.shown import add_labels
 from mmdd.modality import DataInfo
 from mmdd.parquet import read_parquet
 from mmdd.trees import Tree
@@ -51,12 +52,6 @@ def wav(samples: Array, rate: int) -> bytes:
     return buffer.getvalue()
 
 
-def class_numbers(targets: Tensor) -> Tensor:
-    """[M] class numbers; the largest of soft labels [M, K]."""
-    numbers = targets.argmax(dim=1) if targets.ndim == 2 else targets
-    return numbers.detach().cpu().long()
-
-
 def to_columns(
     inputs: Tree, targets: Tensor, info: DataInfo
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
@@ -70,21 +65,11 @@ def to_columns(
     ``audio`` holds WAV files of 16 bits in an Audio feature, ``label`` the class; soft labels stand
     in ``soft_label`` beside their largest class.
     """
-    from datasets import ClassLabel, List, Value
-
     rate = int(info.normalisation["rate"])
     clips = [{"bytes": wav(wave, rate), "path": None} for wave in to_waves(inputs, info)]
-    columns: dict[str, list[Any]] = {
-        "audio": clips,
-        "label": class_numbers(targets).tolist(),
-    }
-    features: dict[str, Any] = {
-        "audio": _encoded_audio()(sampling_rate=rate),
-        "label": ClassLabel(names=list(info.names)),
-    }
-    if targets.ndim == 2:
-        columns["soft_label"] = targets.detach().cpu().float().tolist()
-        features["soft_label"] = List(Value("float32"), length=targets.shape[1])
+    columns: dict[str, list[Any]] = {"audio": clips}
+    features: dict[str, Any] = {"audio": _encoded_audio()(sampling_rate=rate)}
+    add_labels(columns, features, targets, info)
     return columns, features
 
 

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from mmdd.modalities.audio.part_options import AUGMENTATIONS, ENCODERS
-from mmdd.modalities.tables.options import Count, TableData
+from mmdd.modalities.nets.options import Positive
+from mmdd.modalities.tables.options import GIB, Store, TableData, Tolerated, Workers
 
-Positive = Annotated[int, Field(ge=1)]
 Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-GIB = 2**30
 FEWEST_SAMPLES = 16
 
 
@@ -69,10 +68,10 @@ class AudioData(TableData):
     normalise: Literal["bands", "global"] = Field(
         "bands", description="mean and std per mel band, or one of each; fitted on training"
     )
-    max_corrupt: Count | Annotated[float, Field(ge=0, le=1)] = Field(
+    max_corrupt: Tolerated = Field(
         0.01, description="unreadable clips to tolerate: a fraction (a float) or a number (an int)"
     )
-    store: Literal["auto", "device", "disk"] = Field(
+    store: Store = Field(
         "auto",
         description="'device': prepared once, kept on the device; 'disk': decoded at every read "
         "by worker processes; 'auto': by `max_resident_bytes`",
@@ -80,9 +79,7 @@ class AudioData(TableData):
     max_resident_bytes: int = Field(
         4 * GIB, ge=0, description="largest prepared set, in bytes, that 'auto' keeps on the device"
     )
-    workers: Count | None = Field(
-        None, description="reading processes; by default one less than the cores, at most 8"
-    )
+    workers: Workers = None
     cache: bool = Field(True, description="keep computed log-mel spectra for the next run")
 
     @field_validator("length", mode="before")

@@ -6,18 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from mmdd.errors import nearest
+from mmdd.modalities.nets.options import (
+    EncoderOptions,
+    NoAugmentation,
+    NormKind,
+    NotNegative,
+    Positive,
+    require_operations,
+)
 
-Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-NormKind = Literal["instance", "group", "layer", "batch", "none"]
-
-
-class EncoderOptions(BaseModel):
-    """Options are the keyword arguments of the encoder's class."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class ConvNet(EncoderOptions):
@@ -105,29 +103,8 @@ class Siamese(BaseModel):
     @field_validator("strategy")
     @classmethod
     def _known(cls, value: str | None) -> str | None:
-        for name in operations(value) or ():
-            if name not in AUGMENTATION_OPS:
-                close = nearest(name, AUGMENTATION_OPS)
-                raise ValueError(
-                    f"unknown operation {name!r}, expected some of {', '.join(AUGMENTATION_OPS)}"
-                    + (f"; did you mean {close!r}?" if close else "")
-                )
+        require_operations(value, AUGMENTATION_OPS)
         return value
-
-
-class NoAugmentation(BaseModel):
-    """Clips are compared as they are."""
-
-    model_config = ConfigDict(extra="forbid")
-    kind: Literal["none"] = "none"
-
-
-def operations(strategy: str | None) -> tuple[str, ...] | None:
-    """Names of a strategy, none for "none"; None where it is left open."""
-    if strategy is None:
-        return None
-    names = tuple(part.strip().lower() for part in strategy.split("_"))
-    return () if names in (("",), ("none",)) else names
 
 
 ENCODERS: dict[str, type[BaseModel]] = {

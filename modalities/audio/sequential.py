@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mmdd.errors import UserError
-from mmdd.modalities.audio.base import AudioEncoder, coarser, mean_in_time, require_at_least
+from mmdd.modalities.audio.base import AudioEncoder, coarser, convolution, mean_in_time
 from mmdd.modalities.audio.space import LOG_MEL
-from mmdd.modalities.images.convnet import FewChannels
 from mmdd.modalities.images.norm import Norm, NormKind
 from mmdd.modalities.nets.attention import TransformerBlock
+from mmdd.modalities.nets.chain import outputs_of
+from mmdd.modalities.nets.checks import require_at_least, require_shared_out
 from mmdd.modalities.nets.recurrent import GRU
 
 POSITION_STD = 0.02
@@ -49,24 +50,16 @@ class CRNN(AudioEncoder):
         for place in range(depth):
             pool = (2 if bands >= 4 else 1, 2 if frames >= 4 else 1)
             bands, frames = bands // pool[0], frames // pool[1]
-            convolution = (
-                FewChannels(1, width, 3, padding=1)
-                if place == 0
-                else nn.Conv2d(width, width, 3, padding=1)
-            )
-            blocks.append(
-                nn.Sequential(convolution, Norm(norm, width), nn.ReLU(), nn.AvgPool2d(pool))
-            )
+            parts = [convolution(place, width), Norm(norm, width), nn.ReLU(), nn.AvgPool2d(pool)]
+            blocks.append(nn.Sequential(*parts))
         self.blocks = nn.ModuleList(blocks)
         self.recurrent = GRU(width * bands, hidden)
         self.mixes_items = norm == "batch"
 
     def stages(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Maps after every block, [n, C, M', F'], then the mean state [n, H]."""
-        found = []
-        for block in self.blocks:
-            x = block(x)
-            found.append(x)
+        found = outputs_of(self.blocks, x)
+        x = found[-1]
         mask = coarser(mask, x.shape[-1])
         states = self.recurrent(x.flatten(1, 2).transpose(1, 2), mask)
         found.append(mean_in_time(states.transpose(1, 2), mask))
@@ -119,10 +112,7 @@ class Transformer(AudioEncoder):
         _, bands, frames = shape
         for option, value in (("patch", patch), ("depth", depth), ("heads", heads)):
             require_at_least(option, value, 1)
-        if dim < 1 or dim % heads:
-            raise UserError(
-                "dim is shared out among the heads", got=dim, expected=f"a multiple of {heads}"
-            )
+        require_shared_out(dim, heads)
         if patch > frames:
             raise UserError(
                 "a token would hold more frames than a clip has",

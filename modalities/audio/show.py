@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mmdd.card import public_name
 from mmdd.files import write_atomic
-from mmdd.modalities.audio.export import class_numbers
 from mmdd.modalities.audio.space import in_units, spectrum_of
 from mmdd.modalities.audio.spectra import LogMel
+from mmdd.modalities.tables.shown import class_numbers
 from mmdd.modality import DataInfo
 from mmdd.trees import Tree, tree_take
 

@@ -21,7 +21,7 @@ from mmdd.modalities.audio.reading import blank, read_chunk
 from mmdd.modalities.audio.spectra import LogMel
 from mmdd.modalities.tables.failures import allowed
 from mmdd.modalities.tables.parts import Parts
-from mmdd.modalities.tables.streaming import NumberedReader, processes_for, sharing, splits_of
+from mmdd.modalities.tables.streaming import NumberedReader, processes_for, sharing, splits_of, told
 from mmdd.real import RealData
 from mmdd.trees import Tree
 
@@ -95,9 +95,7 @@ def streamed(
 
 def note(parts: Parts[Clips], seen: Parts[Clips], options: AudioData) -> str:
     """Say where the clips stay, and what is known of them."""
-    inside, count = parts["train"].items.in_memory, processes_for(parts, options.workers)
-    told = f"clips stay {'in main memory' if inside else 'on disk'}, read by "
-    told += f"{count} processes" if count else "this process"
+    said = told("clips", parts, processes_for(parts, options.workers))
     if len(seen["train"]) < len(parts["train"]):
-        told += f"; what is said of them comes from {len(seen['train']):,} training clips"
-    return told
+        said += f"; what is said of them comes from {len(seen['train']):,} training clips"
+    return said

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
-FanOut = Annotated[int, Field(ge=1)]
-GIB = 2**30
+from mmdd.modalities.nets.options import Positive
+from mmdd.modalities.tables.options import GIB, Count, Share
 
 
 class GraphData(BaseModel):
@@ -43,7 +41,7 @@ class GraphData(BaseModel):
         "auto",
         description="true or 'auto': edges without an opposite get one; false: directions are kept",
     )
-    neighbours: list[FanOut] | None = Field(
+    neighbours: list[Positive] | None = Field(
         None,
         min_length=1,
         description="neighbours sampled per node and hop in training, e.g. [10, 5], for graphs "

@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
+from mmdd.modalities.nets.options import NoAugmentation, Positive
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 Pool = Literal["mean", "sum", "max"]
 
@@ -99,13 +100,6 @@ class MLP(EncoderOptions):
     """Linear layers on each node's own features."""
 
     encoder: Literal["mlp"] = "mlp"
-
-
-class NoAugmentation(BaseModel):
-    """Items are compared as they are."""
-
-    model_config = ConfigDict(extra="forbid")
-    kind: Literal["none"] = "none"
 
 
 class GraphDropout(BaseModel):

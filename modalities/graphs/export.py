@@ -20,6 +20,7 @@ from torch import Tensor
 from mmdd.artifact import PARQUET, Artifact
 from mmdd.errors import UserError
 from mmdd.files import write_atomic
+from mmdd.modalities.tables.shown import add_labels, class_numbers
 from mmdd.modality import DataInfo
 from mmdd.parquet import read_parquet
 
@@ -65,12 +66,6 @@ def sparse_graphs(inputs: Mapping[str, Tensor]) -> list[Sparse]:
     ]
 
 
-def class_numbers(targets: Tensor) -> Tensor:
-    """[M] int64 on the CPU: class numbers as they are, the largest class of soft labels [M, K]."""
-    numbers = targets.argmax(dim=1) if targets.ndim == 2 else targets
-    return numbers.detach().cpu().long()
-
-
 # -- parquet ---------------------------------------------------------------------------------------
 
 
@@ -85,7 +80,7 @@ def to_columns(
     [2, E] (sources, targets), ``weights`` [E], ``label``. Soft labels stand in ``soft_label``
     beside their largest class.
     """
-    from datasets import ClassLabel, List, Value
+    from datasets import List, Value
 
     graphs, wide = sparse_graphs(inputs), inputs["x"].shape[-1]
     row = List(Value("float32"), length=wide)
@@ -105,11 +100,7 @@ def to_columns(
         features = {"x": List(row), "edge_index": List(List(Value("int32")), length=2)}
     if "weights" in columns:
         features["weights"] = List(Value("float32"))
-    columns["label"] = class_numbers(targets).tolist()
-    features["label"] = ClassLabel(names=list(info.names))
-    if targets.ndim == 2:
-        columns["soft_label"] = targets.detach().cpu().float().tolist()
-        features["soft_label"] = List(Value("float32"), length=targets.shape[1])
+    add_labels(columns, features, targets, info)
     return columns, features
 
 

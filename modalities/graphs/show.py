@@ -19,8 +19,8 @@ from torch import Tensor
 from mmdd.basis import principal
 from mmdd.card import public_name
 from mmdd.files import write_atomic
-from mmdd.modalities.graphs.export import class_numbers
 from mmdd.modalities.graphs.layout import layout
+from mmdd.modalities.tables.shown import class_numbers, counted, per_class
 from mmdd.modality import DataInfo
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _nodes(
 ) -> Figure:
     x = inputs["x"].float()
     kept = _spread(len(x), MOST_NODES)
-    facts = [f"{_counted(len(x), 'node')} of {_counted(x.shape[1], 'feature')}", _shares(numbers)]
+    facts = [f"{counted(len(x), 'node')} of {counted(x.shape[1], 'feature')}", _shares(numbers)]
     edges = None
     if "adjacency" in inputs:
         edges, said = _drawn_edges(inputs["adjacency"], kept)
@@ -129,7 +129,7 @@ def _nodes(
 def _drawn_edges(adjacency: Tensor, kept: Tensor) -> tuple[np.ndarray, list[str]]:
     """Return the pairs [E, 2] of places in `kept` that are drawn, and what to say of all edges."""
     upper = torch.maximum(adjacency, adjacency.T).float().triu(1)
-    said = [f"{_counted(int((upper > STRONG).sum()), 'edge')} of weight above {STRONG}"]
+    said = [f"{counted(int((upper > STRONG).sum()), 'edge')} of weight above {STRONG}"]
     upper = upper[kept][:, kept]
     strong, some = int((upper > STRONG).sum()), int((upper > 0).sum())
     count = min(strong, EDGES_PER_NODE * len(kept)) if strong else min(some, len(kept))
@@ -199,7 +199,7 @@ def _graphs(inputs: Mapping[str, Tensor], numbers: Tensor, info: DataInfo) -> Fi
         low = bottom + (len(rows) - 1 - place) * CELL
         middle = (low + CELL / 2) / figure.get_figheight()
         end = (MARGIN + LABEL - 0.15) / figure.get_figwidth()
-        name = f"{_fitted(page.names[number], LABEL - 0.2)}\n{_counted(len(row), 'graph')}"
+        name = f"{_fitted(page.names[number], LABEL - 0.2)}\n{counted(len(row), 'graph')}"
         figure.text(end, middle, name, ha="right", va="center", linespacing=1.4)
         for column, graph in enumerate(row[:MOST_COLUMNS].tolist()):
             box = (MARGIN + LABEL + column * CELL, low, CELL, CELL)
@@ -223,7 +223,7 @@ def _graph_notes(mask: Tensor, numbers: Tensor, classes: int, rows: Sequence[Ten
     low, high = int(sizes.min()), int(sizes.max())
     each = f"{low}" if low == high else f"{low} to {high}"
     notes = [
-        f"{_counted(len(mask), 'graph')} of {each} nodes; {_shares(numbers)}; edges of weight "
+        f"{counted(len(mask), 'graph')} of {each} nodes; {_shares(numbers)}; edges of weight "
         f"above {STRONG}, at most {EDGES_PER_NODE} times as many as nodes"
     ]
     if classes > MOST_CLASSES:
@@ -336,16 +336,10 @@ def _spread(count: int, most: int) -> Tensor:
     return torch.arange(count) if count <= most else torch.arange(most) * count // most
 
 
-def _counted(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
 def _shares(numbers: Tensor) -> str:
     counts = torch.bincount(numbers)
     counts = counts[counts > 0]
-    low, high = int(counts.min()), int(counts.max())
-    each = f"{low:,} per class" if low == high else f"{low:,} to {high:,} per class"
-    return f"{_counted(len(counts), 'class', 'classes')}, {each}"
+    return f"{counted(len(counts), 'class', 'classes')}, {per_class(counts)}"
 
 
 def _fitted(text: str, inches: float, size: float = TEXT, weight: str = "normal") -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from mmdd.errors import UserError, unknown_name
+from mmdd.modalities.nets.chain import outputs_of
+from mmdd.modalities.nets.checks import require_at_least
 
 Size = tuple[int, int]
 
@@ -40,21 +42,11 @@ class ImageEncoder(nn.Module):
 
     def layers(self, x: Tensor) -> list[Tensor]:
         """Output of every block, each flattened to [n, D_l]; the last is `features(x)`."""
-        found = []
-        for block in self.blocks:
-            x = block(x)
-            found.append(x.flatten(1))
-        return found
+        return [output.flatten(1) for output in outputs_of(self.blocks, x)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, [n, channels, height, width] -> [n, classes]."""
         return self.classifier(self.features(x))
-
-
-def require_at_least(option: str, value: float, least: float) -> None:
-    """Refuse a number below `least`."""
-    if value < least:
-        raise UserError(f"{option} is too small", got=value, expected=f"at least {least}")
 
 
 def require_one_of(option: str, value: str, allowed: Iterable[str]) -> None:

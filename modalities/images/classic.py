@@ -12,11 +12,11 @@ from mmdd.modalities.images.base import (
     digit_padding,
     halvings,
     keep_last,
-    require_at_least,
     require_image,
     window,
 )
 from mmdd.modalities.images.norm import Norm, NormKind
+from mmdd.modalities.nets.checks import require_at_least
 
 
 class MLP(ImageEncoder):

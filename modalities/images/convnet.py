@@ -18,12 +18,12 @@ from mmdd.modalities.images.base import (
     Size,
     digit_padding,
     halvings,
-    require_at_least,
     require_image,
     require_one_of,
     window,
 )
 from mmdd.modalities.images.norm import Norm, NormKind
+from mmdd.modalities.nets.checks import require_at_least
 
 Activation = Literal["relu", "leakyrelu", "sigmoid", "softplus"]
 Pooling = Literal["avg", "max", "none"]

@@ -17,7 +17,7 @@ from mmdd.errors import UserError
 from mmdd.modalities.images.arrays import require_finite
 from mmdd.modalities.images.decode import Tally, choose_geometry
 from mmdd.modalities.images.normalise import Normalise
-from mmdd.modalities.images.opening import Opening, require_one_type
+from mmdd.modalities.images.opening import Opening, require_one_dtype
 from mmdd.modalities.images.options import ImageData
 from mmdd.modalities.images.pixels import ImageReader, Pixels, read_all
 from mmdd.modalities.images.raw import RawImages
@@ -25,13 +25,13 @@ from mmdd.modalities.images.space import MOST_WHITENED, Measures, Space
 from mmdd.modalities.images.whiten import require_small
 from mmdd.modalities.tables.arrays import Array, at_random, spread
 from mmdd.modalities.tables.failures import allowed, dropped, require_few
-from mmdd.modalities.tables.parts import Parts, keep_trained, make_parts
+from mmdd.modalities.tables.parts import Parts, keep_trained, make_parts, resident
 from mmdd.modalities.tables.sources import open_source
 from mmdd.modalities.tables.stored import hash_parts
-from mmdd.modalities.tables.streaming import processes_for, sharing, splits_of, told
+from mmdd.modalities.tables.streaming import processes_for, sharing, splits_of, told_of_sample
 from mmdd.modality import DataInfo, Splits
 from mmdd.progress import for_terminal
-from mmdd.real import RealData, ResidentData
+from mmdd.real import RealData
 
 __all__ = ["Normalise", "open_images"]
 
@@ -64,10 +64,10 @@ def open_images(source: Any, options: ImageData, device: torch.device | str = "c
     opening = _prepare(parts, names, notes, options)
     if options.whiten == "zca":
         require_small(opening.geometry.shape)
-    resident = options.store == "device" or (
+    fits = options.store == "device" or (
         options.store == "auto" and opening.nbytes <= options.max_resident_bytes
     )
-    build = _resident if resident else _streamed
+    build = _resident if fits else _streamed
     data, space, digest = build(opening, options, torch.device(device))
     opening.notes += dropped(opening.failures, "unreadable images")
     opening.say_altered("images")
@@ -100,7 +100,7 @@ def _prepare(
             f"no image of split {train.split!r} can be opened, e.g. {train.items.name(rows[0])}"
         )
     geometry, found = choose_geometry(headers, options.height_width, options.channels)
-    require_one_type(parts)
+    require_one_dtype(parts)
     return Opening(parts=parts, names=names, geometry=geometry, notes=[*notes, *found])
 
 
@@ -119,13 +119,7 @@ def _resident(opening: Opening[Pixels], options: ImageData, device: torch.device
         measures.add(images["train"], update)
     space = measures.space(opening.notes)
     digest = _digest(opening, images, options)
-    data: dict[str, RealData] = {}
-    for role in list(images):
-        codes = torch.from_numpy(opening.parts[role].codes)
-        pixels = torch.from_numpy(images.pop(role))  # so that a GPU's copy is the only one left
-        data[role] = ResidentData(
-            pixels, codes, codes, len(opening.names), prepare=space.prepare, device=device
-        )
+    data = resident(opening.parts, images, len(opening.names), space.prepare, device)
     return data, space, digest
 
 
@@ -212,7 +206,9 @@ def _streamed(opening: Opening[Pixels], options: ImageData, device: torch.device
         blank=[mean * unit for mean in space.normalisation["mean"]],
     )
     workers, classes = processes_for(opening.parts, options.workers), len(opening.names)
-    opening.notes.append(_streaming_note(opening, checked["train"], workers))
+    opening.notes.append(
+        told_of_sample("images", opening.parts, workers, opening.nbytes, checked["train"])
+    )
     data = sharing(opening.parts, reader, classes, workers, space.prepare, device)
     return data, space, _digest(opening, None, options)
 
@@ -239,9 +235,3 @@ def _check_sample(opening: Opening[Pixels], role: str, measures: Measures) -> in
             update(start + len(some))
     opening.parts[role] = part.take(kept)
     return len(places)
-
-
-def _streaming_note(opening: Opening[Pixels], checked: int, workers: int) -> str:
-    part = opening.parts["train"]
-    inside = part.items.in_memory
-    return told("images", opening.nbytes, workers, in_memory=inside, checked=checked, of=len(part))

@@ -6,16 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from mmdd.errors import nearest
-
-Positive = Annotated[int, Field(ge=1)]
-NormKind = Literal["instance", "group", "layer", "batch", "none"]
-
-
-class EncoderOptions(BaseModel):
-    """Options are the keyword arguments of the encoder's class."""
-
-    model_config = ConfigDict(extra="forbid")
+from mmdd.modalities.nets.options import (
+    EncoderOptions,
+    NoAugmentation,
+    NormKind,
+    Positive,
+    require_operations,
+)
 
 
 class ConvNet(EncoderOptions):
@@ -97,24 +94,8 @@ class DSA(BaseModel):
     @field_validator("strategy")
     @classmethod
     def _known(cls, value: str) -> str:
-        names = [part.strip().lower() for part in value.split("_")]
-        if names in ([""], ["none"]):
-            return value
-        for name in names:
-            if name not in AUGMENTATION_OPS:
-                close = nearest(name, AUGMENTATION_OPS)
-                raise ValueError(
-                    f"unknown operation {name!r}, expected some of {', '.join(AUGMENTATION_OPS)}"
-                    + (f"; did you mean {close!r}?" if close else "")
-                )
+        require_operations(value, AUGMENTATION_OPS)
         return value
-
-
-class NoAugmentation(BaseModel):
-    """Items are compared as they are."""
-
-    model_config = ConfigDict(extra="forbid")
-    kind: Literal["none"] = "none"
 
 
 ENCODERS: dict[str, type[BaseModel]] = {

@@ -10,12 +10,17 @@ belongs to a module with `reset_parameters`, and add a line below.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
+from mmdd.errors import unknown_name
 from mmdd.modalities.images.classic import MLP, VGG11, AlexNet, LeNet
 from mmdd.modalities.images.convnet import ConvNet
 from mmdd.modalities.images.resnet import ResNet18
 from mmdd.modalities.images.vit import ViT
+from mmdd.modality import DataInfo
 
 ENCODERS: dict[str, type[nn.Module]] = {
     "convnet": ConvNet,
@@ -26,3 +31,12 @@ ENCODERS: dict[str, type[nn.Module]] = {
     "resnet18": ResNet18,
     "vit": ViT,
 }
+
+
+def build(encoders: Mapping[str, type[nn.Module]], options: Any, info: DataInfo) -> nn.Module:
+    """Build the one of the `encoders` that the options name, for items of the set's shape."""
+    chosen = options.model_dump()
+    name = chosen.pop("encoder")
+    if name not in encoders:
+        raise unknown_name("encoder", name, encoders)
+    return encoders[name](*info.shape, info.classes, **chosen)

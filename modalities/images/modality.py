@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdd.errors import unknown_name
 from mmdd.modalities.images import show
 from mmdd.modalities.images.augment import DSA
 from mmdd.modalities.images.data import open_images
-from mmdd.modalities.images.encoders import ENCODERS
+from mmdd.modalities.images.encoders import ENCODERS, build
 from mmdd.modalities.images.mixing import cutmix
+from mmdd.modalities.images.normalise import bounds_of
 from mmdd.modalities.images.whiten import is_whitened
 from mmdd.modality import DataInfo, Mixer, Splits
 
@@ -37,11 +37,7 @@ class Images:
 
     def encoder(self, options: Any, info: DataInfo) -> nn.Module:
         """Build the encoder that the options name for images of the set's shape."""
-        chosen = options.model_dump()
-        name = chosen.pop("encoder")
-        if name not in ENCODERS:
-            raise unknown_name("encoder", name, ENCODERS)
-        return ENCODERS[name](*info.shape, info.classes, **chosen)
+        return build(ENCODERS, options, info)
 
     def example(self, info: DataInfo) -> Tensor:
         """One blank item [1, C, H, W]."""
@@ -63,10 +59,7 @@ class Images:
         """
         if is_whitened(info):
             return None
-        mean = torch.tensor(info.normalisation["mean"]).view(-1, 1, 1)
-        std = torch.tensor(info.normalisation["std"]).view(-1, 1, 1)
-        low, high = info.normalisation["range"]
-        return (low - mean) / std, (high - mean) / std
+        return bounds_of(info)
 
     def to_columns(
         self, inputs: Tensor, targets: Tensor, info: DataInfo

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmdd.modalities.tables.arrays import Array
+from mmdd.modality import DataInfo
 
 BLOCK_VALUES = 2**21  # pixels converted at once: the sums need wider numbers than the images
 
@@ -113,3 +114,12 @@ class Moments:
         # Rounding leaves a trace of variance in a constant float channel.
         std[std <= 1e-7 * np.maximum(1, np.abs(mean))] = 1.0
         return mean.tolist(), std.tolist(), limits
+
+
+def bounds_of(info: DataInfo) -> tuple[Tensor, Tensor]:
+    """Black and white, or the range of float sources, normalised; [C, 1, ...] like an item each."""
+    places = [1] * (len(info.shape) - 1)
+    mean = torch.tensor(info.normalisation["mean"]).view(-1, *places)
+    std = torch.tensor(info.normalisation["std"]).view(-1, *places)
+    low, high = info.normalisation["range"]
+    return (low - mean) / std, (high - mean) / std

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from mmdd.modalities.images.encoder_options import AUGMENTATIONS, ENCODERS
-from mmdd.modalities.tables.options import Count, TableData
-
-Pixels = Annotated[int, Field(ge=1)]
-GIB = 2**30
+from mmdd.modalities.nets.options import Positive
+from mmdd.modalities.tables.options import (
+    GIB,
+    DecodedBytes,
+    DecodedStore,
+    TableData,
+    Tolerated,
+    Workers,
+)
 
 
 class ImageData(TableData):
@@ -22,24 +27,16 @@ class ImageData(TableData):
         "path wins over a Hub name; './digits' is a folder, 'digits' the built-in set",
     )
     image: str | None = Field(None, description="image column; found when there is only one")
-    size: Pixels | tuple[Pixels, Pixels] | None = Field(
+    size: Positive | tuple[Positive, Positive] | None = Field(
         None, description="pixels per side, or [height, width]; by default what the images share"
     )
     channels: Literal[1, 3] | None = Field(
         None, description="1 (grey) or 3 (RGB); by default 1 only when all images are grey"
     )
-    store: Literal["auto", "device", "disk"] = Field(
-        "auto",
-        description="'device': decoded once, kept on the device; 'disk': decoded at every read "
-        "by worker processes; 'auto': by `max_resident_bytes`",
-    )
-    max_resident_bytes: int = Field(
-        4 * GIB, ge=0, description="largest decoded set, in bytes, that 'auto' keeps on the device"
-    )
-    workers: Count | None = Field(
-        None, description="reading processes; by default one less than the cores, at most 8"
-    )
-    max_corrupt: Count | Annotated[float, Field(ge=0, le=1)] = Field(
+    store: DecodedStore = "auto"
+    max_resident_bytes: DecodedBytes = 4 * GIB
+    workers: Workers = None
+    max_corrupt: Tolerated = Field(
         0.01, description="unreadable images to tolerate: a fraction (a float) or a number (an int)"
     )
     whiten: Literal["none", "zca"] = Field(

@@ -197,7 +197,7 @@ class ImageReader(NumberedReader[Pixels]):
     Attributes
     ----------
     geometry: the shape of the result.
-    blank: [C] what an unreadable image is filled with.
+    blank: [C] what an unreadable image is filled with; zero once normalised.
     """
 
     one = "image"

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmdd.card import public_name
 from mmdd.files import write_atomic
 from mmdd.modalities.images import whiten
+from mmdd.modalities.tables.shown import add_labels, class_numbers, counted, per_class
 from mmdd.modality import DataInfo
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def to_columns(
     ``soft_label`` beside their largest class. Images of other than 1 or 3 channels, which no
     picture format holds, are ``pixels``: float32 [C, H, W] in the units of the source.
     """
-    from datasets import Array3D, ClassLabel, List, Value
+    from datasets import Array3D
     from datasets import Image as ImageFeature
 
     columns: dict[str, list[Any]] = {}
@@ -74,17 +75,8 @@ def to_columns(
     else:
         columns["pixels"] = list(_in_units(inputs, info).numpy())
         features["pixels"] = Array3D(tuple(inputs.shape[1:]), "float32")
-    columns["label"] = _class_numbers(targets).tolist()
-    features["label"] = ClassLabel(names=list(info.names))
-    if targets.ndim == 2:
-        columns["soft_label"] = targets.detach().cpu().float().tolist()
-        features["soft_label"] = List(Value("float32"), length=targets.shape[1])
+    add_labels(columns, features, targets, info)
     return columns, features
-
-
-def _class_numbers(targets: Tensor) -> Tensor:
-    numbers = targets.argmax(dim=1) if targets.ndim == 2 else targets
-    return numbers.detach().cpu().long()
 
 
 def _pil_images(inputs: Tensor, info: DataInfo) -> list[Image.Image]:
@@ -101,7 +93,7 @@ def _pil_images(inputs: Tensor, info: DataInfo) -> list[Image.Image]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sheet:
+class Sheet:
     """What is drawn: the texts above, and per row a name, the number of its images, and these."""
 
     title: str
@@ -118,12 +110,12 @@ def picture(inputs: Tensor, targets: Tensor, info: DataInfo, path: str | Path) -
     targets: [M] class numbers, or [M, K] soft labels, whose largest class counts.
     path: the file to write; at most 20 classes of 20 images are drawn, and it says so.
     """
-    sheet = _sheet(inputs, _class_numbers(targets), info)
-    drawn = _draw(sheet)
+    sheet = _sheet(inputs, class_numbers(targets), info)
+    drawn = draw(sheet)
     write_atomic(path, lambda place: drawn.save(place, format="PNG", optimize=True))
 
 
-def _sheet(inputs: Tensor, numbers: Tensor, info: DataInfo) -> _Sheet:
+def _sheet(inputs: Tensor, numbers: Tensor, info: DataInfo) -> Sheet:
     sizes = torch.bincount(numbers, minlength=len(info.names))
     present = torch.nonzero(sizes).flatten().tolist()
     rows = []
@@ -135,20 +127,11 @@ def _sheet(inputs: Tensor, numbers: Tensor, info: DataInfo) -> _Sheet:
     channels, height, width = inputs.shape[1:]
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     facts = (
-        f"{_counted(len(numbers), 'image')} of {width} x {height} pixels, {kind}; "
-        f"{_counted(len(present), 'class', 'classes')}, {_per_class(counts)}"
+        f"{counted(len(numbers), 'image')} of {width} x {height} pixels, {kind}; "
+        f"{counted(len(present), 'class', 'classes')}, {per_class(counts)}"
     )
     title = f"Synthetic set distilled from {public_name(info.source)}"
-    return _Sheet(title, [facts, *_left_out(counts, channels)], rows)
-
-
-def _counted(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def _per_class(counts: Tensor) -> str:
-    low, high = int(counts.min()), int(counts.max())
-    return f"{low:,} per class" if low == high else f"{low:,} to {high:,} per class"
+    return Sheet(title, [facts, *_left_out(counts, channels)], rows)
 
 
 def _left_out(counts: Tensor, channels: int) -> list[str]:
@@ -222,7 +205,8 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]
     return lines
 
 
-def _draw(sheet: _Sheet) -> Image.Image:
+def draw(sheet: Sheet) -> Image.Image:
+    """The page."""
     from PIL import Image, ImageDraw
 
     title_font, font, small = _fonts()

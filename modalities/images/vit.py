@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mmdd.errors import UserError
-from mmdd.modalities.images.base import ImageEncoder, require_at_least, require_image
+from mmdd.modalities.images.base import ImageEncoder, require_image
 from mmdd.modalities.nets.attention import TransformerBlock
+from mmdd.modalities.nets.checks import require_at_least, require_shared_out
 
 POSITION_STD = 0.02
 
@@ -115,10 +116,7 @@ class ViT(ImageEncoder):
         require_image("vit", channels, (height, width_px), smallest=1)
         require_at_least("depth", depth, 1)
         require_at_least("heads", heads, 1)
-        if dim < 1 or dim % heads:
-            raise UserError(
-                "dim is shared out among the heads", got=dim, expected=f"a multiple of {heads}"
-            )
+        require_shared_out(dim, heads)
         side = choose_patch(patch, height, width_px)
         hidden = round(dim * mlp_ratio)
         require_at_least("dim * mlp_ratio", hidden, 1)

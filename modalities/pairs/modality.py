@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmdd.modalities.pairs import augment, encoders, show
 from mmdd.modalities.pairs.augment import PairAugment
 from mmdd.modalities.pairs.data import open_pairs
+from mmdd.modalities.text.space import blank, noise
 from mmdd.modality import DataInfo, Mixer, Splits
 from mmdd.trees import Tree
 
@@ -40,7 +41,7 @@ class Pairs:
 
     def example(self, info: DataInfo) -> Tree:
         """One blank pair: zeros, all tokens shown."""
-        return {name: _blank(facts) for name, facts in _fields(info).items()}
+        return {name: blank(facts["shape"]) for name, facts in _fields(info).items()}
 
     def augmentation(self, options: Any, info: DataInfo) -> PairAugment | None:
         """What the fields know, or None; see `augment.build`."""
@@ -48,7 +49,8 @@ class Pairs:
 
     def noise(self, count: int, info: DataInfo, generator: torch.Generator) -> Tree:
         """Standard normal pairs; texts are of the median length of the training texts."""
-        return {name: _noise(count, facts, generator) for name, facts in _fields(info).items()}
+        fields = _fields(info).items()
+        return {name: noise(count, each["shape"], each, generator) for name, each in fields}
 
     def bounds(self, info: DataInfo) -> None:
         """None: vectors have no box, and pixels stand beside them in one tree."""
@@ -68,22 +70,6 @@ class Pairs:
 def _fields(info: DataInfo) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = info.normalisation["fields"]
     return found
-
-
-def _blank(facts: dict[str, Any]) -> Tree:
-    values = torch.zeros(1, *facts["shape"])
-    if facts["kind"] != "tokens":
-        return values
-    return {"values": values, "mask": torch.ones(1, facts["shape"][0], dtype=torch.bool)}
-
-
-def _noise(count: int, facts: dict[str, Any], generator: torch.Generator) -> Tree:
-    values: Tensor = torch.randn(count, *facts["shape"], generator=generator)
-    if facts["kind"] != "tokens":
-        return values
-    length = facts["shape"][0]
-    shown = torch.arange(length) < min(length, facts["typical_length"])
-    return {"values": values * shown[:, None], "mask": shown.repeat(count, 1)}
 
 
 PAIRS = Pairs()

@@ -6,10 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mmdd.modalities.tables.options import Count, TableData
+from mmdd.modalities.nets.options import Chance, NoAugmentation, Positive
+from mmdd.modalities.tables.options import TableData, Tolerated
 
-Positive = Annotated[int, Field(ge=1)]
-Chance = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -75,7 +74,7 @@ class PairData(TableData):
     clusters: Positive = Field(
         1, description="k-means clusters of the training pairs that are matched apart"
     )
-    max_corrupt: Count | Annotated[float, Field(ge=0, le=1)] = Field(
+    max_corrupt: Tolerated = Field(
         0.01, description="unreadable images to tolerate: a fraction (a float) or a number (an int)"
     )
 
@@ -141,13 +140,6 @@ class PairAugment(BaseModel):
     strategy: str = Field(
         "color_crop_cutout_scale_rotate", description="of pixels; no flip: captions tell sides"
     )
-
-
-class NoAugmentation(BaseModel):
-    """Pairs are compared as they are."""
-
-    model_config = ConfigDict(extra="forbid")
-    kind: Literal["none"] = "none"
 
 
 ENCODERS: dict[str, type[BaseModel]] = {"auto": Auto, "linear": Linear, "mlp": MLP}

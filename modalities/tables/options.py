@@ -8,6 +8,26 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
+Tolerated = Count | Annotated[float, Field(ge=0, le=1)]
+"""Items that may be unreadable: a number (an int), or a share of all (a float)."""
+
+Workers = Annotated[
+    Count | None,
+    Field(description="reading processes; by default one less than the cores, at most 8"),
+]
+GIB = 2**30
+Store = Literal["auto", "device", "disk"]
+DecodedStore = Annotated[
+    Store,
+    Field(
+        description="'device': decoded once, kept on the device; 'disk': decoded at every read "
+        "by worker processes; 'auto': by `max_resident_bytes`"
+    ),
+]
+DecodedBytes = Annotated[
+    int,
+    Field(ge=0, description="largest decoded set, in bytes, that 'auto' keeps on the device"),
+]
 HoldOut = Literal["random", "last"]
 
 

@@ -6,10 +6,11 @@ Shape suffixes: N items of a part, K classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Generic
 
 import numpy as np
+import torch
 
 from mmdd.errors import UserError
 from mmdd.modalities.tables.arrays import Array
@@ -17,6 +18,8 @@ from mmdd.modalities.tables.items import I, Opened, RawSplit
 from mmdd.modalities.tables.labels import MISSING, Labels
 from mmdd.modalities.tables.options import TableData
 from mmdd.modalities.tables.splits import choose_roles, hold_out
+from mmdd.real import RealData, ResidentData
+from mmdd.trees import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +90,25 @@ def make_parts(
         count = _validation_size(parts["train"], options)
         _carve(parts, "validation", count, options, notes)
     return parts, names, notes
+
+
+def resident(
+    parts: Parts[I],
+    read: dict[str, Array],
+    classes: int,
+    prepare: Callable[[Tree], Tree],
+    device: torch.device | str,
+) -> dict[str, RealData]:
+    """All parts as sets in the memory of the device; `read` holds their items [N, ...] by role.
+
+    It is emptied on the way, so that a GPU's copy is the only one left.
+    """
+    data: dict[str, RealData] = {}
+    for role in list(read):
+        codes = torch.from_numpy(parts[role].codes)
+        items = torch.from_numpy(read.pop(role))
+        data[role] = ResidentData(items, codes, codes, classes, prepare=prepare, device=device)
+    return data
 
 
 def keep_trained(

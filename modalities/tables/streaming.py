@@ -31,8 +31,8 @@ log = logging.getLogger("mmdd")
 class NumberedReader(abc.ABC, Generic[S]):
     """Reads numbered items of several splits: what the workers of a `StreamedData` hold.
 
-    Items were checked by sample only, so one may turn out unreadable here. Something that is zero
-    once normalised takes its place then, and it is said once; too many are an error.
+    Items were checked by sample only, so one may turn out unreadable here. A blank one takes its
+    place then, and it is said once; too many are an error.
 
     Attributes
     ----------
@@ -104,27 +104,28 @@ def sharing(
 
 
 def processes_for(parts: Parts[S], asked: int | None) -> int:
-    """Processes that read the parts; see `reading_processes`."""
-    return reading_processes(asked, in_memory=all(split.in_memory for split in splits_of(parts)))
-
-
-def reading_processes(asked: int | None, *, in_memory: bool) -> int:
     """Processes that read: none for arrays, which every process would need a copy of.
 
     Else as many as `asked`, or one less than there are cores, at most `MOST_WORKERS`.
     """
-    if in_memory:
+    if all(split.in_memory for split in splits_of(parts)):
         return 0
     if asked is not None:
         return asked
     return min(MOST_WORKERS, max(1, (os.cpu_count() or 1) - 1))
 
 
-def told(what: str, nbytes: int, workers: int, *, in_memory: bool, checked: int, of: int) -> str:
-    """Say where `what` stay, who reads them, and how many `of` the training ones were checked."""
-    where = "in main memory" if in_memory else "on disk"
-    note = f"{what} stay {where} ({nbytes / 2**30:.2f} GiB decoded), read by "
-    note += f"{workers} processes" if workers else "this process"
-    if checked < of:
+def told(what: str, parts: Parts[S], workers: int, size: str = "") -> str:
+    """Say where `what` stay, of which size they are, and who reads them."""
+    where = "in main memory" if parts["train"].items.in_memory else "on disk"
+    return f"{what} stay {where}{size}, read by " + (
+        f"{workers} processes" if workers else "this process"
+    )
+
+
+def told_of_sample(what: str, parts: Parts[S], workers: int, nbytes: int, checked: int) -> str:
+    """`told`, and how many of the training ones were `checked`."""
+    note = told(what, parts, workers, f" ({nbytes / 2**30:.2f} GiB decoded)")
+    if checked < len(parts["train"]):
         note += f"; mean, std and readability come from {checked} training {what} chosen at random"
     return note

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmdd.cache import cache_folder
 from mmdd.errors import UserError
 from mmdd.files import write_atomic
+from mmdd.modalities.nets.pooling import masked_mean
 from mmdd.modalities.tables.arrays import Array
 from mmdd.modalities.text import models
 from mmdd.modalities.text.texts import Fields
@@ -117,12 +118,6 @@ class SentenceEncoder:
         hidden = output.last_hidden_state
         found = hidden[:, 0] if self.pooling == "cls" else masked_mean(hidden, mask)
         return nn.functional.normalize(found, dim=1) if self.unit else found
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """[n, L, h] -> [n, h] mean over the positions that `mask` [n, L] shows."""
-    shown = mask.unsqueeze(-1).to(values.dtype)
-    return (values * shown).sum(dim=1) / shown.sum(dim=1).clamp_min(1)
 
 
 def batches(lengths: Sequence[int] | Array, most_tokens: int | None = None) -> Iterator[list[int]]:

@@ -6,14 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-Chance = Annotated[float, Field(ge=0, lt=1)]
-
-
-class EncoderOptions(BaseModel):
-    """Options are the keyword arguments of the encoder's class."""
-
-    model_config = ConfigDict(extra="forbid")
+from mmdd.modalities.nets.options import Chance, EncoderOptions, NoAugmentation, Positive
 
 
 class Auto(EncoderOptions):
@@ -102,13 +95,6 @@ class TextAugment(BaseModel):
     mix: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.0, description="largest share of the next item of its class in an item"
     )
-
-
-class NoAugmentation(BaseModel):
-    """Items are compared as they are."""
-
-    model_config = ConfigDict(extra="forbid")
-    kind: Literal["none"] = "none"
 
 
 ENCODERS: dict[str, type[BaseModel]] = {

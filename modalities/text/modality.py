@@ -13,6 +13,7 @@ from mmdd.modalities.text import show
 from mmdd.modalities.text.augment import TextAugment
 from mmdd.modalities.text.data import open_text
 from mmdd.modalities.text.encoders import build
+from mmdd.modalities.text.space import blank, noise
 from mmdd.modality import DataInfo, Mixer, Splits
 from mmdd.trees import Tree
 
@@ -41,10 +42,7 @@ class Text:
 
     def example(self, info: DataInfo) -> Tree:
         """One blank item: zeros, all positions shown."""
-        values = torch.zeros(1, *info.shape)
-        if len(info.shape) == 1:
-            return values
-        return {"values": values, "mask": torch.ones(1, info.shape[0], dtype=torch.bool)}
+        return blank(info.shape)
 
     def augmentation(self, options: Any, info: DataInfo) -> TextAugment | None:
         """Dropout, masking and mixing of embeddings, or None."""
@@ -54,12 +52,7 @@ class Text:
 
     def noise(self, count: int, info: DataInfo, generator: torch.Generator) -> Tree:
         """Standard normal items; sentences are of the median length of the training texts."""
-        values = torch.randn(count, *info.shape, generator=generator)
-        if len(info.shape) == 1:
-            return values
-        length = info.shape[0]
-        shown = torch.arange(length) < min(length, info.normalisation["typical_length"])
-        return {"values": values * shown[:, None], "mask": shown.repeat(count, 1)}
+        return noise(count, info.shape, info.normalisation, generator)
 
     def bounds(self, info: DataInfo) -> None:
         """None: embeddings have no box."""

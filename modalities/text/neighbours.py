@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmdd.modalities.text.embed import masked_mean
+from mmdd.modalities.nets.pooling import masked_mean
 from mmdd.real import ResidentData
 from mmdd.trees import Tree
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmdd.errors import UserError
 from mmdd.modalities.nets import recurrent
 from mmdd.modalities.nets.attention import TransformerBlock
-from mmdd.modalities.text.embed import masked_mean
+from mmdd.modalities.nets.pooling import masked_mean
 from mmdd.trees import Tree
 
 

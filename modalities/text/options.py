@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from mmdd.modalities.nets.options import Positive
 from mmdd.modalities.tables.options import TableData
 from mmdd.modalities.text.encoder_options import AUGMENTATIONS, ENCODERS
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 class TextData(TableData):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mmdd.errors import UserError
+from mmdd.modalities.nets.pooling import masked_mean
 from mmdd.modalities.text import models
-from mmdd.modalities.text.embed import masked_mean
 from mmdd.modalities.text.nets import TextEncoder, looked_at, require_tokens, shown
 from mmdd.trees import Tree
 

@@ -17,6 +17,7 @@ from mmdd.card import public_name
 from mmdd.errors import UserError
 from mmdd.modalities.tables.arrays import Array
 from mmdd.modalities.tables.sets import NO_LABEL, rarest
+from mmdd.modalities.tables.shown import add_soft_labels, class_numbers
 from mmdd.modalities.text import models
 from mmdd.modalities.text.neighbours import (
     TextsInMemory,
@@ -142,17 +143,16 @@ def to_columns(
 def _add_labels(
     columns: dict[str, list[Any]], features: dict[str, Any], targets: Tensor, info: DataInfo
 ) -> None:
-    from datasets import ClassLabel, List, Value
+    from datasets import ClassLabel, List
 
     if _several(info):
         columns["labels"] = [row.nonzero().flatten().tolist() for row in targets.cpu() >= 0.5]
         features["labels"] = List(ClassLabel(names=list(info.names[: targets.shape[1]])))
     else:
-        columns["label"] = _class_numbers(targets).tolist()
+        columns["label"] = class_numbers(targets).tolist()
         features["label"] = ClassLabel(names=list(info.names))
     if targets.is_floating_point():
-        columns["soft_label"] = targets.detach().cpu().float().tolist()
-        features["soft_label"] = List(Value("float32"), length=targets.shape[1])
+        add_soft_labels(columns, features, targets)
 
 
 def _several(info: DataInfo) -> bool:
@@ -169,11 +169,6 @@ def in_units(inputs: Tensor, info: DataInfo) -> Tensor:
     """[M, D] vectors in the units of the source, float32 on the CPU."""
     space = Standardise(info.tensors["mean"], float(info.normalisation["std"]))
     return space.inverse(inputs.detach().cpu().float())
-
-
-def _class_numbers(targets: Tensor) -> Tensor:
-    numbers = targets.argmax(dim=1) if targets.ndim == 2 else targets
-    return numbers.detach().cpu().long()
 
 
 # -- the picture -----------------------------------------------------------------------------------
@@ -205,7 +200,7 @@ def picture(inputs: Tree, targets: Tree, info: DataInfo, path: str | Path) -> No
 def _codes(targets: Tensor, info: DataInfo) -> tuple[Array, list[str]]:
     """[M] group of every item, as the training items are grouped, and its labels in words."""
     if not _several(info):
-        numbers = _class_numbers(targets).numpy()
+        numbers = class_numbers(targets).numpy()
         return numbers, [info.names[code] for code in numbers]
     members = (targets.cpu() >= 0.5).numpy()
     real = recall(info.fingerprint)

@@ -6,12 +6,15 @@ Shape suffixes: n items of a read, L tokens, h numbers per token, D numbers of a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmdd.modalities.tables.arrays import Array
+from mmdd.trees import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,3 +68,22 @@ class Standardise:
 
 def _blocks(vectors: Array, rows: int = 8192) -> list[Array]:
     return [vectors[start : start + rows] for start in range(0, len(vectors), rows)]
+
+
+def blank(shape: Sequence[int]) -> Tree:
+    """One item of zeros: tokens [1, L, h] that are all shown, or a tensor of another shape."""
+    values = torch.zeros(1, *shape)
+    if len(shape) != 2:
+        return values
+    return {"values": values, "mask": torch.ones(1, shape[0], dtype=torch.bool)}
+
+
+def noise(
+    count: int, shape: Sequence[int], facts: Mapping[str, Any], generator: torch.Generator
+) -> Tree:
+    """`count` standard normal items; of tokens [L, h] as many are shown as is typical."""
+    values = torch.randn(count, *shape, generator=generator)
+    if len(shape) != 2:
+        return values
+    shown = torch.arange(shape[0]) < min(shape[0], facts["typical_length"])
+    return {"values": values * shown[:, None], "mask": shown.repeat(count, 1)}

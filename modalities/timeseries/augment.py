@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mmdd.errors import UserError
+from mmdd.modalities.nets.options import operations
 from mmdd.modalities.timeseries.base import hidden_to_zero, taken_apart
 from mmdd.trees import Tree
 
@@ -222,11 +223,9 @@ def names_of(strategy: str | None, forecasts: bool) -> tuple[str, ...]:
 
     Errors: UserError for an operation that makes a horizon wrong.
     """
-    if strategy is None:
+    names = operations(strategy)
+    if names is None:
         return FORECASTS if forecasts else CLASSES
-    names = tuple(part.strip().lower() for part in strategy.split("_"))
-    if names in (("",), ("none",)):
-        return ()
     unfit = [name for name in names if forecasts and name in MOVES]
     if unfit:
         raise UserError(

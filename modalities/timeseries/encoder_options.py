@@ -6,18 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from mmdd.errors import nearest
+from mmdd.modalities.nets import options
+from mmdd.modalities.nets.options import (
+    NoAugmentation,
+    NotNegative,
+    Positive,
+    require_operations,
+)
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 NormKind = Literal["instance", "layer", "none"]
 
 
-class EncoderOptions(BaseModel):
+class EncoderOptions(options.EncoderOptions):
     """Options are the keyword arguments of the encoder's class."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(validate_default=True)
 
     per_channel: bool = Field(
         False,
@@ -152,24 +156,8 @@ class DSA(BaseModel):
     @field_validator("strategy")
     @classmethod
     def _known(cls, value: str | None) -> str | None:
-        names = [] if value is None else [part.strip().lower() for part in value.split("_")]
-        if names in ([""], ["none"]):
-            return value
-        for name in names:
-            if name not in AUGMENTATION_OPS:
-                close = nearest(name, AUGMENTATION_OPS)
-                raise ValueError(
-                    f"unknown operation {name!r}, expected some of {', '.join(AUGMENTATION_OPS)}"
-                    + (f"; did you mean {close!r}?" if close else "")
-                )
+        require_operations(value, AUGMENTATION_OPS)
         return value
-
-
-class NoAugmentation(BaseModel):
-    """Items are compared as they are."""
-
-    model_config = ConfigDict(extra="forbid")
-    kind: Literal["none"] = "none"
 
 
 ENCODERS: dict[str, type[BaseModel]] = {

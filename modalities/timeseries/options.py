@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mmdd.modalities.nets.options import Positive
 from mmdd.modalities.tables.options import TableData
 from mmdd.modalities.timeseries.encoder_options import AUGMENTATIONS, ENCODERS
 
-Positive = Annotated[int, Field(ge=1)]
 Border = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmdd.card import public_name
 from mmdd.files import write_atomic
+from mmdd.modalities.tables.shown import add_labels, class_numbers
 from mmdd.modalities.timeseries.base import Mask, taken_apart
 from mmdd.modality import DataInfo
 from mmdd.trees import Tree
@@ -57,7 +58,7 @@ def to_columns(
     """
     if info.task == "forecasting":
         return _rows(inputs, targets, info)
-    from datasets import ClassLabel, List, Value
+    from datasets import List, Value
 
     values, mask = taken_apart(inputs)
     series = [_listed(*item) for item in zip(denormalised(values, info), _masks(values, mask))]  # noqa: B905
@@ -67,12 +68,7 @@ def to_columns(
     if info.task == "regression":
         columns["label"], features["label"] = _targets(targets, info)
         return columns, features
-    codes = targets.argmax(dim=1) if targets.ndim == 2 else targets
-    columns["label"] = codes.cpu().tolist()
-    features["label"] = ClassLabel(names=list(info.names))
-    if targets.ndim == 2:
-        columns["soft_label"] = targets.detach().cpu().float().tolist()
-        features["soft_label"] = List(number, length=targets.shape[1])
+    add_labels(columns, features, targets, info)
     return columns, features
 
 
@@ -183,7 +179,7 @@ def _groups_of(targets: Tensor, info: DataInfo) -> Tensor:
     """Class of every item; with values to predict all items stand together."""
     if info.task == "regression":
         return torch.zeros(len(targets), dtype=torch.int64)
-    return (targets.argmax(dim=1) if targets.ndim == 2 else targets).cpu()
+    return class_numbers(targets)
 
 
 def _band(panel: Any, real: tuple[Tree, Tensor], group: int, channel: int, info: DataInfo) -> None:

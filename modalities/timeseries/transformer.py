@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from mmdd.errors import UserError
 from mmdd.modalities.nets.attention import TransformerBlock
+from mmdd.modalities.nets.checks import require_shared_out
+from mmdd.modalities.nets.pooling import masked_mean
 from mmdd.modalities.timeseries.base import Block, Mask, SeriesEncoder, Spec
 
 POSITION_STD = 0.02
@@ -77,8 +79,7 @@ class Ending(Block):
             return x.flatten(1), None
         if mask is None:
             return x.mean(dim=1), None
-        shown = mask.unsqueeze(-1).to(x.dtype)
-        return (x * shown).sum(dim=1) / shown.sum(dim=1).clamp_min(1), None
+        return masked_mean(x, mask), None
 
 
 class PatchTransformer(SeriesEncoder):
@@ -98,10 +99,7 @@ class PatchTransformer(SeriesEncoder):
         heads: int = 4,
         mlp_ratio: float = 2.0,
     ) -> None:
-        if dim % heads:
-            raise UserError(
-                "dim is shared out among the heads", got=dim, expected=f"a multiple of {heads}"
-            )
+        require_shared_out(dim, heads)
         patch = max(1, min(16, spec.steps // 4)) if patch is None else patch
         if patch > spec.steps:
             raise UserError(

@@ -16,10 +16,10 @@ from mmdd.errors import UserError
 from mmdd.modalities.images.normalise import Moments
 from mmdd.modalities.tables.arrays import Array, at_random
 from mmdd.modalities.tables.failures import allowed
-from mmdd.modalities.tables.parts import make_parts
+from mmdd.modalities.tables.parts import make_parts, resident
 from mmdd.modalities.tables.sources import open_source
 from mmdd.modalities.tables.stored import hash_parts
-from mmdd.modalities.tables.streaming import processes_for, sharing, splits_of, told
+from mmdd.modalities.tables.streaming import processes_for, sharing, splits_of, told_of_sample
 from mmdd.modalities.video.normalise import NormaliseClips
 from mmdd.modalities.video.opening import (
     Opening,
@@ -32,7 +32,7 @@ from mmdd.modalities.video.options import VideoData
 from mmdd.modalities.video.raw import RawClips
 from mmdd.modalities.video.reading import ClipReader
 from mmdd.modality import DataInfo, Splits
-from mmdd.real import RealData, ResidentData
+from mmdd.real import RealData
 
 SAMPLE_DISK = 1000  # clips of a disk set that are measured and checked
 SAMPLE_BYTES = 2**27  # decoded at once while a disk set is measured
@@ -64,10 +64,10 @@ def open_videos(source: Any, options: VideoData, device: torch.device | str = "c
     opened = open_source(source, options, RawClips(options))
     parts, names, notes = make_parts(opened, options, "clip")
     opening = prepared(parts, names, notes, options)
-    resident = options.store == "device" or (
+    fits = options.store == "device" or (
         options.store == "auto" and opening.nbytes <= options.max_resident_bytes
     )
-    build = _resident if resident else _streamed
+    build = _resident if fits else _streamed
     data, moments, digest = build(opening, options, torch.device(device))
     mean, std, (low, high) = moments.result()
     if (low, high) != (0.0, 1.0):
@@ -100,13 +100,7 @@ def _resident(opening: Opening, options: VideoData, device: torch.device) -> Bui
     _measure(moments, clips["train"])
     digest = _digest(opening, clips)
     prepare = NormaliseClips(*moments.result()[:2])
-    data: dict[str, RealData] = {}
-    for role in list(clips):
-        codes = torch.from_numpy(opening.parts[role].codes)
-        pixels = torch.from_numpy(clips.pop(role))  # so that a GPU's copy is the only one left
-        data[role] = ResidentData(
-            pixels, codes, codes, len(opening.names), prepare=prepare, device=device
-        )
+    data = resident(opening.parts, clips, len(opening.names), prepare, device)
     return data, moments, digest
 
 
@@ -135,7 +129,9 @@ def _streamed(opening: Opening, options: VideoData, device: torch.device) -> Bui
         blank=[level * unit for level in mean],
     )
     workers, classes = processes_for(opening.parts, options.workers), len(opening.names)
-    opening.notes.append(_streaming_note(opening, checked["train"], workers))
+    opening.notes.append(
+        told_of_sample("clips", opening.parts, workers, opening.nbytes, checked["train"])
+    )
     prepare = NormaliseClips(mean, std)
     data = sharing(opening.parts, reader, classes, workers, prepare, device)
     return data, moments, _digest(opening, None)
@@ -157,12 +153,6 @@ def _check_sample(opening: Opening, role: str, moments: Moments) -> int:
             _measure(moments, clips[kept[some]])
     opening.parts[role] = part.take(kept)
     return len(places)
-
-
-def _streaming_note(opening: Opening, checked: int, workers: int) -> str:
-    part = opening.parts["train"]
-    inside = part.items.in_memory
-    return told("clips", opening.nbytes, workers, in_memory=inside, checked=checked, of=len(part))
 
 
 def _digest(opening: Opening, clips: dict[str, Array] | None) -> str:

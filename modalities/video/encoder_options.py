@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from mmdd.modalities.images import encoder_options as images
+from mmdd.modalities.nets.options import EncoderOptions, NoAugmentation, NormKind, Positive
 
-Positive = images.Positive
 Activation = Literal["relu", "leakyrelu", "sigmoid", "softplus"]
 Pooling = Literal["avg", "max"]
 
 
-class ConvNet3D(images.EncoderOptions):
+class ConvNet3D(EncoderOptions):
     """The default: `depth` blocks of 3-D convolution, norm, activation and pooling (C3D)."""
 
     encoder: Literal["convnet"] = "convnet"
@@ -25,27 +25,27 @@ class ConvNet3D(images.EncoderOptions):
     pool_frames: Literal["all", "later"] = Field(
         "all", description="poolings that also halve the frames: all, or all but the first (C3D)"
     )
-    norm: images.NormKind = "instance"
+    norm: NormKind = "instance"
     activation: Activation = "relu"
     pooling: Pooling = "avg"
 
 
-class R2Plus1D(images.EncoderOptions):
+class R2Plus1D(EncoderOptions):
     """Residual blocks of a convolution within frames and one along time."""
 
     encoder: Literal["r2plus1d"] = "r2plus1d"
     width: Positive = 16
     stages: Positive = 2
-    norm: images.NormKind = "instance"
+    norm: NormKind = "instance"
 
 
-class _PerFrame(images.EncoderOptions):
+class _PerFrame(EncoderOptions):
     """Nets that read every frame with the same 2-D ConvNet."""
 
     width: Positive = 32
     depth: Positive | None = None
     stem: Literal[1, 2] | None = None
-    norm: images.NormKind = "instance"
+    norm: NormKind = "instance"
     activation: Activation = "relu"
     pooling: Pooling = "avg"
 
@@ -67,7 +67,7 @@ class MLP(images.MLP):
     """Fully connected layers on all pixels of all frames."""
 
 
-class Linear(images.EncoderOptions):
+class Linear(EncoderOptions):
     """One linear layer on all pixels of all frames."""
 
     encoder: Literal["linear"] = "linear"
@@ -92,4 +92,4 @@ ENCODERS: dict[str, type[BaseModel]] = {
     "mlp": MLP,
     "linear": Linear,
 }
-AUGMENTATIONS: dict[str, type[BaseModel]] = {"dsa": ClipDSA, "none": images.NoAugmentation}
+AUGMENTATIONS: dict[str, type[BaseModel]] = {"dsa": ClipDSA, "none": NoAugmentation}

@@ -12,12 +12,14 @@ Shape suffixes in this file: n clips. A size is (frames, height, width).
 
 from __future__ import annotations
 
+import abc
+from typing import Any, ClassVar
+
 from torch import nn
 
 from mmdd.errors import UserError
 from mmdd.modalities.images.base import (
     ImageEncoder,
-    require_at_least,
     require_one_of,
 )
 from mmdd.modalities.images.classic import MLP as ImageMLP
@@ -29,6 +31,7 @@ from mmdd.modalities.images.convnet import (
     usual_depth,
 )
 from mmdd.modalities.images.norm import NormKind
+from mmdd.modalities.nets.checks import require_at_least
 from mmdd.modalities.video.layers import (
     ClipNorm,
     GRUOverTime,
@@ -195,109 +198,85 @@ def _residual(inputs: int, outputs: int, stride: int, norm: NormKind) -> Sum:
     return Sum(branch, shortcut)
 
 
-def frame_blocks(
-    name: str,
-    channels: int,
-    size: Size,
-    *,
-    width: int,
-    depth: int | None,
-    stem: int | None,
-    norm: NormKind,
-    activation: Activation,
-    pooling: str,
-) -> tuple[list[nn.Module], int]:
-    """The blocks of a 2-D ConvNet on every frame, and the features of a frame that come out."""
-    require_clip(name, channels, size, smallest=2)
-    require_at_least("width", width, 1)
-    require_one_of("activation", activation, ACTIVATIONS)
-    require_one_of("pooling", pooling, CLIP_POOLINGS)
-    first = stem_of(stem, size)
-    maps = strided(size, (1, first, first))[1:]
-    depth = usual_depth(maps) if depth is None else depth
-    require_depth(depth, maps, pooling)
-    blocks: list[nn.Module] = []
-    for place in range(depth):
-        inputs, step = (channels, first) if place == 0 else (width, 1)
-        conv = convolution(inputs, width, (1, 3, 3), (1, step, step))
-        parts = [ClipNorm(norm, width), ACTIVATIONS[activation](), POOLINGS[pooling]()]
-        blocks.append(nn.Sequential(conv, PerFrame(nn.Sequential(*parts))))
-        maps = (maps[0] // 2, maps[1] // 2)
-    return blocks, width * maps[0] * maps[1]
+class FrameNet(ImageEncoder, abc.ABC):
+    """A 2-D ConvNet on every frame, and what makes one vector of its maps.
+
+    Attributes
+    ----------
+    name: of the net, in messages.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        channels: int,
+        frames: int,
+        height: int,
+        width_px: int,
+        classes: int,
+        *,
+        width: int = 32,
+        depth: int | None = None,
+        stem: int | None = None,
+        norm: NormKind = "instance",
+        activation: Activation = "relu",
+        pooling: str = "avg",
+    ) -> None:
+        size = (frames, height, width_px)
+        require_clip(self.name, channels, size, smallest=2)
+        require_at_least("width", width, 1)
+        require_one_of("activation", activation, ACTIVATIONS)
+        require_one_of("pooling", pooling, CLIP_POOLINGS)
+        first = stem_of(stem, size)
+        maps = strided(size, (1, first, first))[1:]
+        depth = usual_depth(maps) if depth is None else depth
+        require_depth(depth, maps, pooling)
+        blocks: list[nn.Module] = []
+        for place in range(depth):
+            inputs, step = (channels, first) if place == 0 else (width, 1)
+            conv = convolution(inputs, width, (1, 3, 3), (1, step, step))
+            parts = [ClipNorm(norm, width), ACTIVATIONS[activation](), POOLINGS[pooling]()]
+            blocks.append(nn.Sequential(conv, PerFrame(nn.Sequential(*parts))))
+            maps = (maps[0] // 2, maps[1] // 2)
+        ending, features = self.ending(width * maps[0] * maps[1])
+        super().__init__([*blocks, ending], features, classes)
+        self.mixes_items = norm == "batch"
+
+    @abc.abstractmethod
+    def ending(self, size: int) -> tuple[nn.Module, int]:
+        """The last block, which reads `size` numbers of every frame, and how many it gives."""
 
 
-class ConvGRU(ImageEncoder):
+class ConvGRU(FrameNet):
     """A 2-D ConvNet on every frame, and a GRU of `hidden` units over its features.
 
     The features are the mean state. The net by which video sets are tested across architectures.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        frames: int,
-        height: int,
-        width_px: int,
-        classes: int,
-        *,
-        width: int = 32,
-        depth: int | None = None,
-        stem: int | None = None,
-        hidden: int = 64,
-        norm: NormKind = "instance",
-        activation: Activation = "relu",
-        pooling: str = "avg",
-    ) -> None:
+    name = "cnn-gru"
+
+    def __init__(self, *shape: int, hidden: int = 64, **shared: Any) -> None:
         require_at_least("hidden", hidden, 1)
-        blocks, features = frame_blocks(
-            "cnn-gru",
-            channels,
-            (frames, height, width_px),
-            width=width,
-            depth=depth,
-            stem=stem,
-            norm=norm,
-            activation=activation,
-            pooling=pooling,
-        )
-        super().__init__([*blocks, GRUOverTime(features, hidden)], hidden, classes)
-        self.mixes_items = norm == "batch"
+        self.hidden = hidden
+        super().__init__(*shape, **shared)
+
+    def ending(self, size: int) -> tuple[nn.Module, int]:
+        """A GRU."""
+        return GRUOverTime(size, self.hidden), self.hidden
 
 
-class FrameMean(ImageEncoder):
+class FrameMean(FrameNet):
     """The mean over the frames of a 2-D ConvNet's features: what stills alone tell.
 
     It reads no order of frames, so that a net that beats it has seen motion.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        frames: int,
-        height: int,
-        width_px: int,
-        classes: int,
-        *,
-        width: int = 32,
-        depth: int | None = None,
-        stem: int | None = None,
-        norm: NormKind = "instance",
-        activation: Activation = "relu",
-        pooling: str = "avg",
-    ) -> None:
-        blocks, features = frame_blocks(
-            "frame-mean",
-            channels,
-            (frames, height, width_px),
-            width=width,
-            depth=depth,
-            stem=stem,
-            norm=norm,
-            activation=activation,
-            pooling=pooling,
-        )
-        super().__init__([*blocks, MeanOverTime()], features, classes)
-        self.mixes_items = norm == "batch"
+    name = "frame-mean"
+
+    def ending(self, size: int) -> tuple[nn.Module, int]:
+        """An average."""
+        return MeanOverTime(), size
 
 
 class MLP(ImageMLP):

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdd.errors import unknown_name
+from mmdd.modalities.images.encoders import build
+from mmdd.modalities.images.normalise import bounds_of
 from mmdd.modalities.video import show
 from mmdd.modalities.video.augment import ClipDSA, cutmix
 from mmdd.modalities.video.data import open_videos
@@ -31,11 +32,7 @@ class Video:
 
     def encoder(self, options: Any, info: DataInfo) -> nn.Module:
         """Build the encoder that the options name for clips of the set's shape."""
-        chosen = options.model_dump()
-        name = chosen.pop("encoder")
-        if name not in ENCODERS:
-            raise unknown_name("encoder", name, ENCODERS)
-        return ENCODERS[name](*info.shape, info.classes, **chosen)
+        return build(ENCODERS, options, info)
 
     def example(self, info: DataInfo) -> Tensor:
         """One blank item [1, C, T, H, W]."""
@@ -52,10 +49,7 @@ class Video:
 
     def bounds(self, info: DataInfo) -> tuple[Tensor, Tensor]:
         """Black and white, or the range of float sources, normalised; [C, 1, 1, 1] each."""
-        mean = torch.tensor(info.normalisation["mean"]).view(-1, 1, 1, 1)
-        std = torch.tensor(info.normalisation["std"]).view(-1, 1, 1, 1)
-        low, high = info.normalisation["range"]
-        return (low - mean) / std, (high - mean) / std
+        return bounds_of(info)
 
     def to_columns(
         self, inputs: Tensor, targets: Tensor, info: DataInfo

@@ -60,7 +60,7 @@ def prepared(
 ) -> Opening:
     """Choose the shape that the clips are brought to, by a sample of those of training."""
     train = parts["train"]
-    images.require_one_type(parts)
+    images.require_one_dtype(parts)
     counts, headers = _looked_at(train)
     geometry, found = choose_geometry(headers, options.height_width, options.channels)
     found = [note.replace("images", "frames") for note in found]

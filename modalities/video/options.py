@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from mmdd.modalities.tables.options import Count, TableData
+from mmdd.modalities.nets.options import Positive
+from mmdd.modalities.tables.options import (
+    GIB,
+    DecodedBytes,
+    DecodedStore,
+    TableData,
+    Tolerated,
+    Workers,
+)
 from mmdd.modalities.video.encoder_options import AUGMENTATIONS, ENCODERS
 
-Positive = Annotated[int, Field(ge=1)]
-GIB = 2**30
 USUAL_FRAMES = 16
 """Frames of a clip where nothing else is said, as C3D reads them."""
 
@@ -44,18 +50,10 @@ class VideoData(TableData):
     channels: Literal[1, 3] | None = Field(
         None, description="1 (grey) or 3 (RGB); by default 1 only when all clips are grey"
     )
-    store: Literal["auto", "device", "disk"] = Field(
-        "auto",
-        description="'device': decoded once, kept on the device; 'disk': decoded at every read "
-        "by worker processes; 'auto': by `max_resident_bytes`",
-    )
-    max_resident_bytes: int = Field(
-        4 * GIB, ge=0, description="largest decoded set, in bytes, that 'auto' keeps on the device"
-    )
-    workers: Count | None = Field(
-        None, description="reading processes; by default one less than the cores, at most 8"
-    )
-    max_corrupt: Count | Annotated[float, Field(ge=0, le=1)] = Field(
+    store: DecodedStore = "auto"
+    max_resident_bytes: DecodedBytes = 4 * GIB
+    workers: Workers = None
+    max_corrupt: Tolerated = Field(
         0.01, description="unreadable clips to tolerate: a fraction (a float) or a number (an int)"
     )
 

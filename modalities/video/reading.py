@@ -57,7 +57,7 @@ class ClipReader(NumberedReader[Clips]):
     ----------
     geometry: the shape of all frames.
     sampling: which frames are read.
-    blank: [C] what an unreadable clip is filled with.
+    blank: [C] what an unreadable clip is filled with; zero once normalised.
     """
 
     one = "clip"

@@ -16,6 +16,7 @@ from mmdd.card import public_name
 from mmdd.files import write_atomic
 from mmdd.modalities.images import show as sheets
 from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.shown import add_labels, class_numbers, per_class
 from mmdd.modalities.video.normalise import NormaliseClips
 from mmdd.modality import DataInfo
 
@@ -53,23 +54,13 @@ def to_columns(
     ``frames`` is a uint8 array [T, H, W, C] (``Array4D``), ``label`` the class; soft labels stand
     in ``soft_label`` beside their largest class.
     """
-    from datasets import Array4D, ClassLabel, List, Value
+    from datasets import Array4D
 
     clips = as_bytes(inputs, info)
-    columns: dict[str, list[Any]] = {"frames": list(clips), "label": _numbers(targets).tolist()}
-    features: dict[str, Any] = {
-        "frames": Array4D(tuple(clips.shape[1:]), "uint8"),
-        "label": ClassLabel(names=list(info.names)),
-    }
-    if targets.ndim == 2:
-        columns["soft_label"] = targets.detach().cpu().float().tolist()
-        features["soft_label"] = List(Value("float32"), length=targets.shape[1])
+    columns: dict[str, list[Any]] = {"frames": list(clips)}
+    features: dict[str, Any] = {"frames": Array4D(tuple(clips.shape[1:]), "uint8")}
+    add_labels(columns, features, targets, info)
     return columns, features
-
-
-def _numbers(targets: Tensor) -> Tensor:
-    numbers = targets.argmax(dim=1) if targets.ndim == 2 else targets
-    return numbers.detach().cpu().long()
 
 
 # -- pictures --------------------------------------------------------------------------------------
@@ -105,11 +96,11 @@ def picture(inputs: Tensor, targets: Tensor, info: DataInfo, path: str | Path) -
     targets: [M] class numbers, or [M, K] soft labels, whose largest class counts.
     path: the file to write; at most 20 classes of 4 clips of 16 frames are drawn, and it says so.
     """
-    drawn = sheets._draw(_sheet(inputs, _numbers(targets), info))
+    drawn = sheets.draw(_sheet(inputs, class_numbers(targets), info))
     write_atomic(path, lambda place: drawn.save(place, format="PNG", optimize=True))
 
 
-def _sheet(inputs: Tensor, numbers: Tensor, info: DataInfo) -> Any:
+def _sheet(inputs: Tensor, numbers: Tensor, info: DataInfo) -> sheets.Sheet:
     sizes = torch.bincount(numbers, minlength=len(info.names))
     present = torch.nonzero(sizes).flatten().tolist()
     rows = []
@@ -121,15 +112,13 @@ def _sheet(inputs: Tensor, numbers: Tensor, info: DataInfo) -> Any:
             rows.append((name, 0, [_row(clip)]))
     channels, frames, height, width = inputs.shape[1:]
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-    low, high = int(sizes[present].min()), int(sizes[present].max())
-    each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     facts = (
         f"{len(numbers):,} clips of {frames} frames of {width} x {height} pixels, {kind}; "
-        f"{len(present):,} classes, {each} per class"
+        f"{len(present):,} classes, {per_class(sizes[present])}"
     )
     title = f"Synthetic set distilled from {public_name(info.source)}"
     notes = _left_out(len(present), int(sizes.max()), frames, channels)
-    return sheets._Sheet(title, [facts, *notes], rows)
+    return sheets.Sheet(title, [facts, *notes], rows)
 
 
 def _row(clip: Array) -> Image.Image:
