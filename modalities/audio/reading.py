@@ -18,7 +18,7 @@ from mmdd.modalities.audio.clips import Clips
 from mmdd.modalities.audio.decode import Framing, Tally, even, fit
 from mmdd.modalities.audio.spectra import LogMel
 from mmdd.modalities.tables.arrays import Array
-from mmdd.modalities.tables.columns import one_line
+from mmdd.modalities.tables.failures import why
 
 CHUNK = 64  # clips of one batch of spectra; always the same, so that the bits are too
 MOST_THREADS = 16
@@ -117,7 +117,7 @@ def read_chunk(
             made.digests[at] = _digest(samples, rate)
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             made.kept[at] = False
-            tally.failures.append((at, _why(error)))
+            tally.failures.append((at, why(error)))
     if spectrum is None:
         made.values[part, 0] = waves
         return tally
@@ -131,10 +131,3 @@ def _digest(samples: Array, rate: int) -> Array:
     hasher = hashlib.blake2b(repr((rate, samples.shape)).encode(), digest_size=DIGEST_BYTES)
     hasher.update(np.ascontiguousarray(samples).data)
     return np.frombuffer(hasher.digest(), np.uint8)
-
-
-def _why(error: Exception) -> str:
-    """One line; libsndfile's own names a buffer by its address."""
-    if type(error).__name__ == "LibsndfileError":
-        return str(getattr(error, "error_string", "not an audio file")).strip().rstrip(".")
-    return str(error).strip().splitlines()[0] if str(error).strip() else one_line(error)

@@ -15,7 +15,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from mmdd.modalities.images.arrays import ArrayLayout
@@ -28,6 +27,7 @@ from mmdd.modalities.images.decode import (
     header,
 )
 from mmdd.modalities.tables.arrays import Array
+from mmdd.modalities.tables.failures import why
 from mmdd.modalities.tables.stored import ArrayItems, ColumnItems, StoredItems
 from mmdd.modalities.tables.streaming import NumberedReader
 
@@ -120,7 +120,7 @@ class ColumnPixels(ColumnItems, Pixels):
             except MemoryError:
                 raise
             except Exception as error:  # a decoder raises whatever broken bytes lead it to
-                tally.failures.append((place, _why(error)))
+                tally.failures.append((place, why(error)))
         return tally
 
     def values(self, rows: Array) -> Iterator[Any]:
@@ -136,13 +136,6 @@ class ColumnPixels(ColumnItems, Pixels):
         for place in places:
             known = stored[place].is_valid
             yield self.to_array(stored.slice(place, 1))[0] if known else None
-
-
-def _why(error: Exception) -> str:
-    """One line; PIL's own for an unknown format names a buffer by its address."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _try_header(value: Any) -> Header | None:
@@ -221,8 +214,8 @@ class ImageReader(NumberedReader[Pixels]):
         whole = len(places) == len(out)
         target = out if whole else np.empty((len(places), *out.shape[1:]), out.dtype)
         tally = pixels.fill(rows, target, self.geometry)
-        for place, why in tally.failures:
+        for place, reason in tally.failures:
             target[place] = np.asarray(self.blank, out.dtype)[:, None, None]
-            self.report(int(numbers[place]), pixels.name(int(rows[place])), why)
+            self.report(int(numbers[place]), pixels.name(int(rows[place])), reason)
         if not whole:
             out[places] = target

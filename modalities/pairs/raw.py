@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 
 from mmdd.errors import UserError
-from mmdd.modalities.images.columns import ImageColumn, find_images
+from mmdd.modalities.images.columns import IMAGE_FILES, ImageColumn, find_images
 from mmdd.modalities.pairs.fields import Field, PairItems, Vectors, of_texts, of_values, of_vectors
 from mmdd.modalities.pairs.options import CAPTION_NAMES, PairData
 from mmdd.modalities.tables.columns import (
@@ -38,7 +38,6 @@ WORDS = Words(
     folder="parquet files with an image and a caption column, or metadata.csv beside images",
     unlabelled="Pairs need no labels",
 )
-IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 class Unlabelled:

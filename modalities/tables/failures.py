@@ -10,6 +10,16 @@ NAMED = 5
 HINT = "Repair the set, or allow more with data.max_corrupt"
 
 
+def why(error: Exception) -> str:
+    """One line of why an item cannot be read; PIL and libsndfile name a buffer by its address."""
+    kind = type(error).__name__
+    if kind == "UnidentifiedImageError":
+        return "not an image"
+    if kind == "LibsndfileError":
+        return str(getattr(error, "error_string", "not an audio file")).strip().rstrip(".")
+    return (str(error).strip().splitlines() or [kind])[0]
+
+
 def allowed(limit: int | float, total: int) -> int:
     """Unreadable items that are tolerated among `total`: a number, or a share of them."""
     return limit if isinstance(limit, int) else int(limit * total)

@@ -17,8 +17,7 @@ from mmdd.errors import UserError
 from mmdd.modalities.images import opening as images
 from mmdd.modalities.images.decode import Header, choose_geometry
 from mmdd.modalities.tables.arrays import Array, spread
-from mmdd.modalities.tables.columns import one_line
-from mmdd.modalities.tables.failures import dropped, require_few, shown
+from mmdd.modalities.tables.failures import dropped, require_few, shown, why
 from mmdd.modalities.tables.parts import Part, Parts, keep_trained
 from mmdd.modalities.video.clips import Clips
 from mmdd.modalities.video.options import USUAL_FRAMES, VideoData
@@ -89,7 +88,7 @@ def _looked_at(train: Part[Clips]) -> tuple[dict[int, int], list[Header]]:
         except (UserError, MemoryError):
             raise
         except Exception as error:  # a decoder raises whatever broken bytes lead it to
-            problem = one_line(error)
+            problem = why(error)
     if not headers:
         first = train.items.name(int(train.rows[0]))
         raise UserError(f"no clip of split {train.split!r} can be opened, e.g. {first}: {problem}")

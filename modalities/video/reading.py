@@ -15,7 +15,7 @@ from torch import Tensor
 from mmdd.errors import UserError
 from mmdd.modalities.images.decode import Geometry, Tally
 from mmdd.modalities.tables.arrays import Array
-from mmdd.modalities.tables.columns import one_line
+from mmdd.modalities.tables.failures import why
 from mmdd.modalities.tables.streaming import NumberedReader
 from mmdd.modalities.video.clips import Clips
 from mmdd.modalities.video.sample import Sampling
@@ -45,7 +45,7 @@ def read_clip(
     except (UserError, MemoryError):
         raise
     except Exception as error:  # a decoder raises whatever broken bytes lead it to
-        return tally, one_line(error), 0
+        return tally, why(error), 0
     return tally, None, length
 
 
