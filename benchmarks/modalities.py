@@ -308,10 +308,9 @@ PLAN = [
     ),
     row("video/grid_digit", 10, "mtt", **EXPERT_SEGMENTS),
 ]
-"""Options of text, of UCI-HAR and of GunPoint were chosen on validation (``choices.csv``), those of
-``transformers`` with them, being TextCNN's; those of audio, Synthetic Control, ETTh1 and video come
-from short runs whose test scores were seen, or from none: choose them anew before relying on these
-rows."""
+"""Options were chosen on validation (``choices.csv``): one seed, few steps. Not chosen are those of
+``dm`` on Synthetic Control, of FSDD's ``dsa`` and of GRID's ``dsa`` and ``mtt``; those of UCI-HAR's
+``dsa``, ``datm`` and ``dance`` were, on a random hold-out that shares recordings with training."""
 
 
 def encoder(data: str) -> str:

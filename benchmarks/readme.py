@@ -143,8 +143,10 @@ def modalities() -> str:
         "",
         "Test accuracy in %, for ETTh1 mean squared error on normalised values (lower is better);"
         f" {rows[0]['learners']} fresh learners. Budgets are items per class, for ETTh1 time steps."
-        " Options of text, FSDD, UCI-HAR and GunPoint were chosen on validation, those of"
-        " Synthetic Control, ETTh1 and video not (`benchmarks/NOTES.md`): first results."
+        " Options were chosen on validation (`benchmarks/results/choices.csv`), those of DM on"
+        " Synthetic Control and of gradient and trajectory matching on sound and clips not at all."
+        " UCI-HAR's `dsa`, `datm` and `dance` were chosen on a validation part that shares"
+        " recordings with training and misled (`benchmarks/NOTES.md`)."
         " `python benchmarks/modalities.py` repeats and extends the table"
         " ([`modalities.csv`](benchmarks/results/modalities.csv)).",
     ]
