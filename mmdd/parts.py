@@ -76,15 +76,20 @@ class Parts:
 
 
 def fitted(recipe: Recipe, info: DataInfo) -> Recipe:
-    """The recipe with the task that the data are for, where it has the modality's usual one.
+    """The recipe as the data settle it, where a person left it open.
 
     A modality says what it opened its data for: of texts that have several labels each, it is no
-    classification, and a person who did not choose a task need not know.
+    classification, and a person who did not choose a task need not know. One whose usual encoder
+    depends on the items has ``settled(learner, shape)``, which names it.
     """
-    usual = getattr(catalog.options(recipe.modality), "TASK", "classification")
-    if info.task == recipe.task or recipe.task != usual:
-        return recipe
-    return recipe.model_copy(update={"task": info.task})
+    options = catalog.options(recipe.modality)
+    changes: dict[str, Any] = {}
+    if recipe.task == getattr(options, "TASK", "classification"):
+        changes["task"] = info.task
+    settled = getattr(options, "settled", None)
+    if settled is not None:
+        changes["learner"] = settled(recipe.learner, info.shape)
+    return recipe.model_copy(update=changes)
 
 
 def parts(recipe: Recipe, info: DataInfo, device: torch.device) -> Parts:

@@ -107,3 +107,10 @@ ENCODERS: dict[str, type[BaseModel]] = {
     "transformers": Pretrained,
 }
 AUGMENTATIONS: dict[str, type[BaseModel]] = {"none": NoAugmentation, "text": TextAugment}
+
+
+def settled(learner: BaseModel, shape: tuple[int, ...]) -> BaseModel:
+    """The encoder that ``auto`` stands for: a TextCNN of tokens [L, D], an MLP of vectors [D]."""
+    if not isinstance(learner, Auto):
+        return learner
+    return TextCNN() if len(shape) == 2 else MLP()

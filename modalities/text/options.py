@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from mmdd.modalities.nets.options import Positive
 from mmdd.modalities.tables.options import TableData
-from mmdd.modalities.text.encoder_options import AUGMENTATIONS, ENCODERS
+from mmdd.modalities.text.encoder_options import AUGMENTATIONS, ENCODERS, settled
 
 
 class TextData(TableData):
@@ -85,4 +85,4 @@ DATA = TextData
 HINTS = {"encoders": "linear,mlp", "export": "parquet my_texts"}
 """Words for the commands that are suggested after a run."""
 
-__all__ = ["AUGMENTATIONS", "DATA", "ENCODERS", "HINTS", "TextData"]
+__all__ = ["AUGMENTATIONS", "DATA", "ENCODERS", "HINTS", "TextData", "settled"]

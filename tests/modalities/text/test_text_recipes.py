@@ -5,6 +5,7 @@ import pytest
 import torch
 from text_sets import labels, save_bert, sentences, table
 
+import mmdd
 from mmdd import build
 from mmdd.compose import compose, recipes
 
@@ -51,3 +52,13 @@ def test_shipped_recipes_learn_what_they_say(name, bert, source):
     learned = {key.partition(".")[0] for key in after}
     assert ("labels" in learned) == (stated.synthetic.labels.kind == "soft")
     assert ("step_size" in learned) == (stated.source.kind == "experts")
+
+
+@pytest.mark.parametrize(("space", "name"), [("tokens", "textcnn"), ("sentence", "mlp")])
+def test_the_usual_encoder_is_named_as_what_it_is(space, name, bert, source):
+    told = {"evaluate.epochs": 2, "evaluate.learners": 2, "evaluate.full": False}
+    options = {**SHORT, **told, "data.space": space, "data.model": bert}
+    done = mmdd.distill(source, method="dm", options={"modality": "text", **options})
+    assert done.recipe.learner.encoder == name
+    report = done.evaluate(baselines=False)
+    assert list(report["results"]) == [name]
