@@ -139,16 +139,33 @@ PLAN = [
     row(
         "fashion_mnist",
         10,
-        "dsa-8min",
+        "dsa-20min",
         "dsa",
         {
-            "run.minutes": 8,
+            "run.minutes": 20,
             "optimise.inputs.lr": 5.0,
             "optimise.inputs.schedule": "cosine",
             "source.inner": 5,
         },
     ),
     row("fashion_mnist", 10, "datm-10min", "datm", {"run.minutes": 10}),
+    row(
+        "fashion_mnist",
+        10,
+        "mtt-w32-8min",
+        "mtt",
+        {
+            "learner.width": 32,
+            "run.minutes": 8,
+            "experts.count": 4,
+            "experts.epochs": 8,
+            "experts.epoch_steps": 50,
+            "experts.batch_size": 128,
+            "experts.lr": 0.02,
+            "source.max_start": 4,
+            **SHORT_EPOCHS,
+        },
+    ),
     row(
         "fashion_mnist",
         50,
@@ -275,11 +292,15 @@ def known(line: dict[str, Any], learners: int, protocol: str) -> dict[str, Any]:
 
     They depend on nothing else: same learners, same seeds, same augmentation. Full data has a
     protocol of its own, so any row of the data knows it. The column ``baselines`` says which row
-    measured the others.
+    measured the others. Another net, or a rate that was learned with the set, has its own.
     """
     found: dict[str, Any] = {}
+    if any(key.startswith("learner.") for key in line["options"]) or protocol.startswith("mtt"):
+        return found
     for other in read(TABLE):
         if other["data"] != line["data"] or other["learners"] != str(learners):
+            continue
+        if "learner." in other["options"]:
             continue
         if other.get("full_mean"):
             found |= {key: other[key] for key in FULL}
