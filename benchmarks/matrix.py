@@ -207,8 +207,8 @@ def matrix() -> str:
             )
             if row is not None:
                 commands.append(command(line, row))
-        any_row = next(iter(found.values()), {})
-        beside = [line.shown(any_row, name) for name in ("random", "full")]
+        leading = max(found.values(), key=line.value, default={})
+        beside = [line.shown(leading, name) for name in ("random", "full")]
         budget = f"{line.told}, {line.budget}" + (" per class" if "class" in line.flag else "")
         lines.append(f"| {line.modality} | {budget} | {' | '.join([*cells, *beside])} |")
     details = "\n".join(commands)
@@ -218,7 +218,8 @@ def matrix() -> str:
             "",
             "Best measured row of each family (chosen by its test score among the rows of"
             " `benchmarks/results/`), mean ± std of fresh learners; accuracy in % where no other"
-            " measure is named. A blank was not measured.",
+            " measure is named; random and full data are those beside the best cell of a line, as"
+            " nets and protocols differ between cells. A blank was not measured.",
             "",
             "<details><summary>The command behind every cell</summary>",
             "",
