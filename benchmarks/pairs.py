@@ -66,6 +66,15 @@ PLAN = [
     )
 ]
 PLAN += [row(at_equal_bytes(items), "lors", f"relation, bytes of {items}") for items in (50, 100)]
+AT_TRAINED: Options = {
+    "source": {"kind": "real-trained", "life": 40, "updates": 4, "lr": 0.1},
+    "objective__distance": "mse",
+    "synthetic__initialise": "real",
+    "optimise__inputs": {"optimiser": "adam", "lr": 0.03},
+    "optimise__steps": 200,
+    "evaluate__protocol": "pairs",
+}
+PLAN += [row(items, "dc", **AT_TRAINED) for items in (50, 100)]
 PLAN += [
     row(items, "lors", f"wbce, {name}") | {"options": WBCE | labels}
     for items in (50, 100)
