@@ -288,7 +288,7 @@ class PlainMTT(Plain):
         begun, target = (list(self.in_order(p).values()) for p in (drawn.params, drawn.target))
         theta = [value.clone().requires_grad_() for value in begun]
         labels = self.start.targets
-        for _ in range(self.recipe.objective[0].steps):
+        for _ in range(self.recipe.terms[0].steps):
             x = self.each_augmented(self.stored)
             params = dict(zip(names, theta, strict=True))
             loss = F.cross_entropy(functional_call(net, params, (x,)), labels)

@@ -41,16 +41,19 @@ def accuracy() -> str:
         cost = (
             f"{int(row['distil_seconds']) / 60:.0f} min, {row['steps']} steps, {row['cores']} cores"
         )
-        method = row.get("method") or "dm"
+        width = next((w for w in row["options"].split() if w.startswith("learner.width=")), "")
+        method = f"`{row.get('method') or 'dm'}`" + (
+            f", {width.partition('.')[2]}" if width else ""
+        )
         epochs = row["protocol"]
         lines.append(
-            f"| {row['data']} | {row['per_class']} | `{method}` | {scores} | {epochs} | {cost} |"
+            f"| {row['data']} | {row['per_class']} | {method} | {scores} | {epochs} | {cost} |"
         )
     first = rows[0]
     lines += [
         "",
-        f"Test accuracy in %, {first['learners']} fresh learners, last epoch of the last iterate."
-        " Rows are as far as the minutes went, on two kinds of CPU (the file says which), not the"
+        f"Test accuracy in %, {first['learners']} fresh learners, last epoch of the last iterate;"
+        " a ConvNet of width 128 where no other is named. Rows are as far as the minutes went, on two kinds of CPU (the file says which), not the"
         " published schedules. All columns of a row share the protocol, but full data, which"
         " is trained by a recipe fit for it. `python benchmarks/accuracy.py` repeats and extends"
         " the table"
