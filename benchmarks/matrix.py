@@ -142,6 +142,12 @@ def best(line: Line) -> dict[str, dict[str, str]]:
     return found
 
 
+def narrow(row: dict[str, str]) -> str:
+    """Words for a net that is narrower than the paper's, in the table of papers' nets."""
+    smaller = "label" in row and "learner.width=32" in row.get("options", "")
+    return " (width 32)" if smaller else ""
+
+
 def command(line: Line, row: dict[str, str]) -> str:
     """What repeats a row."""
     ours = ("evaluate.learners", "evaluate.full_minutes", "evaluate.full_epochs")
@@ -203,7 +209,7 @@ def matrix() -> str:
             cells.append(
                 BLANK
                 if row is None
-                else f"`{row.get('method') or 'dm'}` {line.shown(row, 'synthetic')}"
+                else f"`{row.get('method') or 'dm'}`{narrow(row)} {line.shown(row, 'synthetic')}"
             )
             if row is not None:
                 commands.append(command(line, row))

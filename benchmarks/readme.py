@@ -53,9 +53,10 @@ def accuracy() -> str:
     lines += [
         "",
         f"Test accuracy in %, {first['learners']} fresh learners, last epoch of the last iterate;"
-        " a ConvNet of width 128 where no other is named. Rows are as far as the minutes went, on two kinds of CPU (the file says which), not the"
-        " published schedules. All columns of a row share the protocol, but full data, which"
-        " is trained by a recipe fit for it. `python benchmarks/accuracy.py` repeats and extends"
+        " a ConvNet of width 128 where no other is named. Rows are as far as the minutes went, on"
+        " two kinds of CPU (the file says which), not the published schedules. All columns of a"
+        " row share the protocol, but full data, which is trained by a recipe fit for it."
+        " `python benchmarks/accuracy.py` repeats and extends"
         " the table"
         " ([`accuracy.csv`](benchmarks/results/accuracy.csv)).",
     ]
