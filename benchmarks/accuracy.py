@@ -257,6 +257,7 @@ def measure(line: dict[str, Any], args: argparse.Namespace, device: str) -> dict
         "selection": report["selection"],
         "bytes": report["budget"]["bytes"],
         "precision": done.run["precision"],
+        "threads": done.run["threads"],
         "options": " ".join(f"{k}={v}" for k, v in options.items()),
     }
 

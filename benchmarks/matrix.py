@@ -231,6 +231,9 @@ def matrix() -> str:
             "",
             f"```\n{details}\n```",
             "",
+            "`build/bert_student` is the small BERT that `python benchmarks/modalities.py --only"
+            " text/sst2` makes before its first row.",
+            "",
             "</details>",
         ]
     )

@@ -38,9 +38,9 @@ def accuracy() -> str:
     ]
     for row in sorted(rows, key=lambda row: (row["data"], int(row["per_class"]), row["label"])):
         scores = " | ".join(cell(row, name) for name in ("synthetic", "random", "herding", "full"))
-        cost = (
-            f"{int(row['distil_seconds']) / 60:.0f} min, {row['steps']} steps, {row['cores']} cores"
-        )
+        used = int(row.get("threads") or row["cores"])
+        cores = "1 core" if used == 1 else f"{used} cores"
+        cost = f"{int(row['distil_seconds']) / 60:.0f} min, {row['steps']} steps, {cores}"
         width = next((w for w in row["options"].split() if w.startswith("learner.width=")), "")
         method = f"`{row.get('method') or 'dm'}`" + (
             f", {width.partition('.')[2]}" if width else ""
@@ -147,8 +147,9 @@ def modalities() -> str:
         "",
         "Test accuracy in %, for ETTh1 mean squared error on normalised values (lower is better);"
         f" {rows[0]['learners']} fresh learners. Budgets are items per class, for ETTh1 time steps."
-        " Options were chosen on validation (`benchmarks/results/choices.csv`), those of DM on"
-        " Synthetic Control and of gradient and trajectory matching on sound and clips not at all."
+        " Options were chosen on validation (`benchmarks/results/choices.csv`) but for DM on"
+        " Synthetic Control, `condtsc`, `dsa` on FSDD, `dm` and `dc` on ETTh1, and GRID's plain"
+        " frames and static-dynamic form, which have those of a neighbour or a default."
         " UCI-HAR's `dsa`, `datm` and `dance` were chosen on a validation part that shares"
         " recordings with training and misled (`benchmarks/NOTES.md`)."
         " `python benchmarks/modalities.py` repeats and extends the table"
