@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from common import DATA, append, is_done, machine, read
+from common import DATA, FEW_EXPERTS, append, is_done, machine, read
 
 import mmdd
 from mmdd.artifact import MANIFEST
@@ -157,12 +157,7 @@ PLAN = [
         {
             "learner.width": 32,
             "run.minutes": 8,
-            "experts.count": 4,
-            "experts.epochs": 8,
-            "experts.epoch_steps": 50,
-            "experts.batch_size": 128,
-            "experts.lr": 0.02,
-            "source.max_start": 4,
+            **FEW_EXPERTS,
             **SHORT_EPOCHS,
         },
     ),

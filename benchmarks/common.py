@@ -15,6 +15,15 @@ import torch
 from mmdd.provenance import commit
 
 RESULTS = Path(__file__).parent / "results"
+FEW_EXPERTS = {
+    "experts.count": 4,
+    "experts.epochs": 8,
+    "experts.epoch_steps": 50,
+    "experts.batch_size": 128,
+    "experts.lr": 0.02,
+    "source.max_start": 4,
+}
+"""Trajectories on Fashion-MNIST that a narrow net leaves in a few minutes of one core."""
 DATA = Path(os.environ.get("MMDD_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

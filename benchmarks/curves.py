@@ -14,7 +14,7 @@ import argparse
 import time
 from typing import Any
 
-from common import DATA, append, is_done, machine
+from common import DATA, FEW_EXPERTS, append, is_done, machine
 from plain import PLAIN
 
 from mmdd import build, compose
@@ -42,14 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dm": {},
     "dance": {},
     "idc": {},
-    "mtt": {
-        "experts.count": 4,
-        "experts.epochs": 8,
-        "experts.epoch_steps": 50,
-        "experts.batch_size": 128,
-        "experts.lr": 0.02,
-        "source.max_start": 4,
-    },
+    "mtt": FEW_EXPERTS,
 }
 WITH_EXPERTS = ("dance", "mtt")
 
