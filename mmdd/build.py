@@ -10,6 +10,7 @@ from torch import Tensor
 from mmdd import catalog
 from mmdd.cache import cache_folder
 from mmdd.distiller import Distiller
+from mmdd.errors import UserError
 from mmdd.expert_options import Recording, key
 from mmdd.experts import Experts
 from mmdd.modality import Splits
@@ -23,6 +24,7 @@ from mmdd.selection import RealSelector
 from mmdd.sources import ParameterSource, Surroundings
 from mmdd.start import budget, synthetic_set
 from mmdd.step import WeightedSum
+from mmdd.synthetic import SyntheticSet
 from mmdd.teacher import Teacher
 
 __all__ = [
@@ -147,8 +149,20 @@ def distiller(parts: Parts, splits: Splits, experts: Experts | None = None) -> D
         selector=selector(recipe),
         teacher=teacher if synthetic.labels.kind == "teacher" else None,
         per_group=recipe.real.per_group,
+        synthetic_per_group=per_step(recipe, synthetic),
         pass_items=recipe.real.pass_items,
     )
+
+
+def per_step(recipe: Recipe, synthetic: SyntheticSet) -> int | None:
+    """Items of a group that a step sees; `UserError` where the set cannot be taken apart."""
+    if recipe.synthetic.per_step is not None and synthetic.joint:
+        raise UserError(
+            "synthetic.per_step takes some items of a set; these are one structure",
+            got=recipe.synthetic.per_step,
+            hint="Leave it out.",
+        )
+    return recipe.synthetic.per_step
 
 
 def rates(recipe: Recipe, counts: Tensor) -> dict[str, Leaf]:
@@ -163,10 +177,12 @@ def rates(recipe: Recipe, counts: Tensor) -> dict[str, Leaf]:
 def work(recipe: Recipe, counts: Tensor) -> float:
     """Forward passes of one item that a run is worth, a backward pass counting as two."""
     made = int(counts.sum())
-    per_step = float(recipe.real.per_group * len(counts) + 3 * made)
+    most = recipe.synthetic.per_step
+    seen = made if most is None else min(made, most * len(counts))
+    a_step = float(recipe.real.per_group * len(counts) + 3 * seen)
     for section in recipe.terms:
         if section.kind == "gradient":
-            per_step += 2.0 * recipe.real.per_group * len(counts) + 6 * made
+            a_step += 2.0 * recipe.real.per_group * len(counts) + 6 * seen
         elif section.kind == "trajectory":
-            per_step += 9.0 * section.steps * min(section.batch_size or made, made)
-    return recipe.optimise.steps * per_step
+            a_step += 9.0 * section.steps * min(section.batch_size or made, made)
+    return recipe.optimise.steps * a_step

@@ -30,6 +30,7 @@ class Distiller:
     ----------
     per_group: real items of each group that a step sees.
     teacher: renews the labels of the set, where they are a teacher's.
+    synthetic_per_group: decoded synthetic items of each group that a step sees; None: all.
     pass_items: largest real batch of one pass; an objective that is a sum over groups is computed
         and differentiated some groups at a time when a step would need more.
     number: steps done.
@@ -47,6 +48,7 @@ class Distiller:
     selector: RealSelector | None = None
     teacher: Teacher | None = None
     per_group: int = 256
+    synthetic_per_group: int | None = None
     pass_items: int = 8192
     number: int = 0
     idle: int = 0
@@ -97,6 +99,7 @@ class Distiller:
             augmentation=self.augmentation,
             draw=draw,
             selector=self.selector,
+            synthetic_per_group=self.synthetic_per_group,
         )
 
     def _passes(self) -> list[Tensor | None]:

@@ -102,6 +102,8 @@ class Recipe(Section):
         shape = self.synthetic.representation.kind
         if "penalty" in kinds and shape != "bernoulli":
             raise ValueError(f"objective penalty needs representation bernoulli, not {shape}")
+        if self.synthetic.per_step is not None:
+            self._require_some_fit(kinds)
         if labels in ("soft", "relation", "attention") and kinds <= {"distribution", "penalty"}:
             raise ValueError(
                 f"{labels} labels: objective distribution reads no labels to learn them by"
@@ -111,6 +113,15 @@ class Recipe(Section):
         if isinstance(self.source, method_sections.Segments):
             self._require_segments_fit(self.source)
         return self
+
+    def _require_some_fit(self, kinds: set[str]) -> None:
+        if kinds == {"trajectory"}:
+            raise ValueError(
+                "synthetic.per_step is for comparisons; an inner step of objective trajectory takes"
+                " objective.batch_size items"
+            )
+        if any(getattr(section, "by_size", False) for section in self.terms):
+            raise ValueError("objective.by_size counts all items: leave synthetic.per_step out")
 
     def _require_segments_fit(self, source: method_sections.Segments) -> None:
         if self.experts.keep == "ends":

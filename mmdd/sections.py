@@ -203,6 +203,11 @@ class Synthetic(Section):
     representation: Representation = Field(default_factory=Direct)
     labels: Labels = Field(default_factory=Hard)
     initialise: Literal["real", "herding", "k-center", "k-means", "aggregate", "noise"] = "real"
+    per_step: Positive | None = Field(
+        None,
+        description="decoded items of a class that a step compares at most, drawn at random; none:"
+        " all (IDC 128, DANCE 200)",
+    )
     clamp: bool = Field(True, description="keep the values inside the range of real items")
     step_size: Rate | None = Field(
         None, description="rate of the inner training at the start; learned with the set (MTT)"

@@ -30,6 +30,7 @@ class Step:
     ----------
     drawn: what the parameter source drew.
     per_group: real items per group.
+    synthetic_per_group: decoded synthetic items per group at most; None: all.
     generator: the stream that real items are drawn from.
     seed: the run's, for `random`.
     augmentation, draw: one draw per group, shared by the real and the synthetic batch (siamese).
@@ -49,6 +50,7 @@ class Step:
     draw: Any = None
     groups: Tensor | None = None
     selector: Selector | None = None
+    synthetic_per_group: int | None = None
 
     def real_batch(self) -> Batch:
         """Real items of the groups, augmented by the shared draw."""
@@ -59,8 +61,15 @@ class Step:
         return self._augmented(self.real.select(index))
 
     def synthetic_batch(self) -> Batch:
-        """All synthetic items of the groups, augmented by the same draw."""
-        return self._augmented(self.synthetic.batch(groups=self.groups))
+        """Synthetic items of the groups, augmented by the same draw.
+
+        All of them, or for every objective and net of the step the same few.
+        """
+        if self.synthetic_per_group is None:
+            return self._augmented(self.synthetic.batch(groups=self.groups))
+        stream = self.random("synthetic")
+        index = self.synthetic.sample(self.synthetic_per_group, stream, self.groups)
+        return self._augmented(self.synthetic.batch(index))
 
     def _augmented(self, batch: Batch) -> Batch:
         made = augmented(batch, self.augmentation, self.draw, batch.groups)

@@ -79,6 +79,24 @@ class SyntheticSet(nn.Module):
             return whole if index is None else whole.select(index)
         return self._decode(index)
 
+    def sample(
+        self, most: int, generator: torch.Generator, groups: Tensor | None = None
+    ) -> Tensor:
+        """Stored items [m], drawn at random, that decode into at most `most` items of each group.
+
+        One of a group at least; of `groups` or of all. The draw does not depend on `groups`.
+        """
+        count = max(1, most // self.representation.expand)
+        order = torch.randperm(len(self), generator=generator).to(self.groups.device)
+        order = order[torch.argsort(self.groups[order], stable=True)]
+        sizes = torch.unique_consecutive(self.groups[order], return_counts=True)[1]
+        first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        place = torch.arange(len(self), device=order.device) - first
+        keep = place < count
+        if groups is not None:
+            keep &= torch.isin(self.groups[order], groups.to(order.device))
+        return order[keep].sort().values
+
     def _decode(self, index: Tensor | None) -> Batch:
         expand = self.representation.expand
         decoded = self.representation.decode(index)

@@ -223,3 +223,40 @@ def test_a_selector_decides_about_the_real_items():
     assert torch.equal(batch.inputs, step.real.select(torch.tensor([7, 3])).inputs)
     assert asked == [step]
     assert len(step_of(per_group=ALL).real_batch()) == len(labels(36))
+
+
+# -- some of the synthetic items -------------------------------------------------------------------
+
+
+def test_a_step_sees_at_most_so_many_items_of_a_group_and_always_the_same():
+    step = step_of(synthetic_per_group=1)
+    groups = step.synthetic.groups
+    batch = step.synthetic_batch()
+    assert sorted(batch.groups.tolist()) == sorted(set(groups.tolist()))
+    assert torch.equal(batch.inputs, step.synthetic_batch().inputs)
+    whole = step_of(synthetic_per_group=len(groups)).synthetic_batch()
+    assert torch.equal(whole.inputs, step_of().synthetic_batch().inputs)
+
+
+def test_all_items_have_their_turn_and_a_pass_over_some_groups_sees_the_same_ones():
+    step = step_of(synthetic_per_group=1)
+    synthetic = step.synthetic
+    seen = set()
+    for number in range(40):
+        one = dataclasses.replace(step, number=number)
+        index = synthetic.sample(1, one.random("synthetic"))
+        parts = [
+            synthetic.sample(1, one.random("synthetic"), torch.tensor([group]))
+            for group in torch.unique(synthetic.groups).tolist()
+        ]
+        assert torch.equal(index, torch.cat(parts).sort().values)
+        seen |= set(index.tolist())
+    assert seen == set(range(len(synthetic)))
+
+
+def test_items_that_a_step_does_not_see_have_no_gradient():
+    step = step_of(synthetic_per_group=1)
+    DistributionMatching()(step).backward()
+    index = step.synthetic.sample(1, step.random("synthetic"))
+    moved = step.synthetic.leaves()["inputs"].grad.flatten(1).abs().sum(dim=1) > 0
+    assert torch.equal(torch.nonzero(moved).flatten(), index)

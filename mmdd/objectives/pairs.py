@@ -40,10 +40,13 @@ class Pair:
         mask = tuple(leaf.requires_grad for leaf in _leaves(synthetic))
         real, synthetic = _cut(real), _cut(synthetic)
         if by_group:
+            expand = step.synthetic.representation.expand
             stored = int(torch.bincount(step.synthetic.groups).max())
+            if step.synthetic_per_group is not None:
+                stored = min(stored, max(1, step.synthetic_per_group // expand))
             largest = (
                 min(step.per_group, int(step.real.group_sizes.max())),
-                stored * step.synthetic.representation.expand,
+                stored * expand,
             )
         else:
             real, synthetic = (
