@@ -111,12 +111,22 @@ TRAJECTORIES: Options = {
     "objective__steps": 10,
     "objective__skip_above": 1.1,
     "optimise__inputs__lr": 10.0,
+    **{f"optimise__{leaf}__schedule": "constant" for leaf in ("inputs", "labels", "step_size")},
     "optimise__steps": 150,
     "evaluate__protocol": "mtt",
     "evaluate__epochs": 300,
     "evaluate__baselines": ["random", "herding", "k-center"],
 }
 NOTHING_SKIPPED: Options = {**TRAJECTORIES, "objective__skip_above": None}
+FALLING: Options = {
+    **NOTHING_SKIPPED,
+    # sets of different seeds differ by a point where the rates stay as they are
+    **{f"optimise__{leaf}__schedule": "cosine" for leaf in ("inputs", "labels", "step_size")},
+    "synthetic__initialise": "herding",
+    "experts__count": 10,
+    "optimise__inputs__lr": 30.0,
+    "optimise__steps": 600,
+}
 TAUGHT: Options = {
     "learner__encoder": "linear",
     "synthetic__labels": {"kind": "teacher", "temperature": 4.0},
@@ -230,6 +240,10 @@ PLAN = [
     *(
         row("text/sst2_minilm", n, "datm", called="datm, nothing skipped", **NOTHING_SKIPPED)
         for n in (1, 5, 10, 20)
+    ),
+    *(
+        row("text/sst2_minilm", n, "datm", called="datm, falling rates", **FALLING)
+        for n in (10, 5, 20)
     ),
     row("text/banking77_minilm", 5, "dm", called="dm, teacher's labels", **TAUGHT),
     *(row("text/sst2_minilm", n, "dm", **VECTORS) for n in (1, 5, 10, 20)),
