@@ -79,9 +79,7 @@ class SyntheticSet(nn.Module):
             return whole if index is None else whole.select(index)
         return self._decode(index)
 
-    def sample(
-        self, most: int, generator: torch.Generator, groups: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, most: int, generator: torch.Generator, groups: Tensor | None = None) -> Tensor:
         """Stored items [m], drawn at random, that decode into at most `most` items of each group.
 
         One of a group at least; of `groups` or of all. The draw does not depend on `groups`.
