@@ -57,6 +57,8 @@ class Learner:
     compiled: run the encoder through ``torch.compile``.
     chunk: largest number of items of one forward where no gradient is needed; small chunks stay
         in the processor's cache. None: never cut.
+    rounds: products on the way to real gradients may be in bfloat16 where `precision` is float32:
+        what is compared with them keeps its own.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Learner:
         precision: Precision = "float32",
         compiled: bool = False,
         chunk: int | None = None,
+        rounds: bool = False,
     ) -> None:
         self.device = torch.device(device)
         # Draws are made on the CPU: the same numbers on every device, and no GPU stream touched.
@@ -81,6 +84,7 @@ class Learner:
         half = precision == "bfloat16" and not self.mixes_items
         self.dtype = torch.bfloat16 if half else _WIDE.get(precision, torch.float32)
         self.chunk = None if self.mixes_items else chunk
+        self.rounds = rounds and self.dtype == torch.float32
         self._module = _Dispatch(self.encoder)
         self._names = [name for name, _ in encoder.named_parameters()]
         self._run: Callable[..., Any] = self._call

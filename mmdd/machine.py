@@ -75,7 +75,8 @@ def execution(
     """Choose precision, compilation and chunk for `items` forward passes of one item in all.
 
     A backward pass counts as two forward passes. `eager`: what is left open is neither compiled
-    nor rounded (nets whose shapes change at every step, or that have few operations).
+    nor rounded (nets whose shapes change at every step, or that have few operations), but for large
+    products on the way to real gradients (``rounds`` of `Learner`).
 
     The choice depends on the recipe and the kind of machine, never on a clock, so that the same
     recipe gives the same bits again.
