@@ -94,11 +94,15 @@ def block(
 
     ``m = fitted(most items of a group)``; the last item of a group fills its row up, with weight 0.
     """
-    of_groups = [members(batch, group) for group in groups.tolist()]
-    place = torch.arange(fitted(max(map(len, of_groups))), device=batch.groups.device)
-    index = torch.stack([rows[place.clamp_max(len(rows) - 1)] for rows in of_groups])
-    present = torch.stack([place < len(rows) for rows in of_groups])
-    return index, batch.item_weights[index] * present, present
+    # Sorted once, since a search for every group costs more than the arithmetic of a small net.
+    absent = torch.iinfo(torch.int64).max
+    held, order = torch.where(batch.item_weights != 0, batch.groups, absent).sort(stable=True)
+    start = torch.searchsorted(held, groups).unsqueeze(1)
+    count = torch.searchsorted(held, groups, right=True).unsqueeze(1) - start
+    place = torch.arange(fitted(int(count.max())), device=batch.groups.device)
+    index = order.take(start + torch.minimum(place, count - 1))
+    present = place < count
+    return index, batch.item_weights.take(index) * present, present
 
 
 def piece_size(largest: int, chunk: int | None) -> int:

@@ -49,7 +49,9 @@ class Standardise:
 
     def __call__(self, stored: Tensor) -> Tensor:
         """Prepare stored vectors of any float type."""
-        return (stored.float() - self.mean) / self.std
+        values = stored.float()
+        values = values - self.mean if values is stored else values.sub_(self.mean)
+        return values.div_(self.std)
 
     def inverse(self, inputs: Tensor) -> Tensor:
         """Bring learner inputs back to the units of the source."""
