@@ -421,9 +421,11 @@ class Weighted(ResidentData):
         return dataclasses.replace(super().select(index), weights=(index % 3).float())
 
 
-@pytest.mark.parametrize("work", [0, 1e6])
+@pytest.mark.parametrize("work", [0, 1e6, None])
 def test_weighted_items_count_as_often(monkeypatch, work):
-    monkeypatch.setattr(module, "SMALL_WORK", work)
+    if work is not None:
+        monkeypatch.setattr(module, "linear_layers", lambda *_: None)
+        monkeypatch.setattr(module, "SMALL_WORK", work)
     case = CASES["separable"]()
     data = Weighted(case.train.values, case.train.targets, labels(36).roll(1), CLASSES)
     index = torch.arange(36)
@@ -441,6 +443,13 @@ def test_weighted_items_count_as_often(monkeypatch, work):
 # -- ways to run -----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def formed(monkeypatch):
+    """No net's gradients are taken for products of factors."""
+    monkeypatch.setattr(module, "linear_layers", lambda *_: None)
+
+
+@pytest.mark.usefixtures("formed")
 @pytest.mark.parametrize("name", ["separable", "masked", "forecasting"])
 def test_groups_side_by_side_and_one_by_one_agree(monkeypatch, name):
     case = CASES[name]()

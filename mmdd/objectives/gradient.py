@@ -23,7 +23,9 @@ from mmdd.errors import UserError
 from mmdd.learner import Learner, Params
 from mmdd.objectives.batch_norm import frozen_statistics, widened, with_statistics
 from mmdd.objectives.distances import DISTANCES, Distance
+from mmdd.objectives.factored import Factored
 from mmdd.objectives.inner import differentiable_twice, filled
+from mmdd.objectives.linear_layers import linear_layers
 from mmdd.objectives.pairs import Pair, block, piece_size, rounded, taken
 from mmdd.rng import lent_generators
 from mmdd.step import Objective, Step, with_gradient
@@ -59,7 +61,8 @@ class GradientMatching(Objective):
     learner is. Real gradients are in the learner's precision, synthetic ones in float32 where half
     is too coarse (`HALF_SUFFICES`). Batch norm takes its statistics from real items and keeps them
     on both sides: an affine layer, as in the published code (which moves the initial statistics a
-    tenth of the way only). Several nets give the mean.
+    tenth of the way only). Several nets give the mean. Gradients of linear layers are compared as
+    products (`Factored`), where the learner is not compiled.
 
     Raises `UserError` when the encoder has no parameters of the kind asked for.
     """  # noqa: D205
@@ -75,7 +78,7 @@ class GradientMatching(Objective):
     ) -> None:
         self.distance, self.parameters, self.by_size = distance, parameters, by_size
         self.by_group = per_group
-        self._comparison: _Comparison | None = None
+        self._comparison: _Comparison | Factored | None = None
 
     def __call__(self, step: Step) -> Tensor:
         """Sum over groups; groups absent from either batch do not count."""
@@ -84,7 +87,7 @@ class GradientMatching(Objective):
         synthetic = step.synthetic_batch()
         pair = Pair.of(step, real, synthetic, self.by_group)
         nets = step.drawn.each()
-        comparison = self._of(step.learner, nets[0].params, pair.synthetic)
+        comparison = self._of(step.learner, nets[0].params, pair)
         value = torch.zeros((), dtype=comparison.wide, device=step.learner.device)
         gradients = [torch.zeros_like(leaf) for leaf in pair.learned()]
         seed = int(torch.randint(2**62, (1,), generator=step.random("gradient")))
@@ -96,12 +99,17 @@ class GradientMatching(Objective):
                     total += slope / len(nets)
         return with_gradient(value, zip(taken(synthetic, pair.mask), gradients, strict=True))
 
-    def _of(self, learner: Learner, params: Params, synthetic: Batch) -> _Comparison:
+    def _of(self, learner: Learner, params: Params, pair: Pair) -> _Comparison | Factored:
         """What compares at nets of a learner, made when it is first seen."""
         if self._comparison is None or self._comparison.learner is not learner:
-            names = matched_names(learner, params, synthetic, self.parameters, self.distance)
-            at_once = SIDE_BY_SIDE if _side_by_side(learner, params, synthetic) else 1
-            self._comparison = _Comparison(learner, names, self.distance, at_once)
+            example = pair.synthetic
+            names = matched_names(learner, params, example, self.parameters, self.distance)
+            layers = None if pair.real.joint else linear_layers(learner, params, example, names)
+            if layers is not None:
+                self._comparison = Factored(learner, layers, self.distance)
+            else:
+                at_once = SIDE_BY_SIDE if _side_by_side(learner, params, example) else 1
+                self._comparison = _Comparison(learner, names, self.distance, at_once)
         return self._comparison
 
 
