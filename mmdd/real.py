@@ -40,7 +40,9 @@ class RealData(abc.ABC):
         self.num_groups = num_groups
         self.device = torch.device(device)
         self.group_sizes = torch.bincount(self.groups, minlength=num_groups)
-        self._by_group = torch.argsort(self.groups, stable=True).split(self.group_sizes.tolist())
+        self._sorted = torch.argsort(self.groups, stable=True)
+        self._by_group = self._sorted.split(self.group_sizes.tolist())
+        self._starts = self.group_sizes.cumsum(0) - self.group_sizes
 
     def __len__(self) -> int:
         return self.groups.shape[0]
@@ -118,13 +120,11 @@ class RealData(abc.ABC):
 
         Returns their indices, group after group.
         """
-        chosen = range(self.num_groups) if groups is None else groups.tolist()
-        parts = []
-        for group in chosen:
-            members = self._by_group[group]
-            order = torch.randperm(members.shape[0], generator=generator)[:per_group]
-            parts.append(members.index_select(0, order))
-        return torch.cat(parts)
+        groups = torch.arange(self.num_groups) if groups is None else groups.cpu()
+        sizes = self.group_sizes[groups]
+        orders = [torch.randperm(size, generator=generator)[:per_group] for size in sizes.tolist()]
+        starts = self._starts[groups].repeat_interleave(sizes.clamp_max(per_group))
+        return self._sorted.index_select(0, torch.cat(orders) + starts)
 
     def sample(
         self, per_group: int, generator: torch.Generator, groups: Tensor | None = None
