@@ -19,7 +19,7 @@ from mmdd.trees import Tree, tree_leaves
 EAGER_FLOPS = 2e10
 """Multiply-adds x 2 per second that ordinary cores reach without compilation; only used to guess
 whether compiling pays. Measured on one core, training a ConvNet-D3 of width 32 on 28x28 pixels:
-1.2e10 in float32 and 1.8e10 in bfloat16, compiled 4e10 and 9e10. Norms and poolings take the time."""
+1.2e10 in float32 and 1.8e10 in bfloat16, compiled 4e10 and 9e10: norms and poolings cost."""
 COMPILE_SECONDS = 60.0
 CHUNK = 32
 """Items per forward on a CPU: small enough for the maps to stay in its cache."""

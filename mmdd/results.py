@@ -18,7 +18,7 @@ from mmdd import build, start
 from mmdd.batch import Batch
 from mmdd.cache import cache_folder
 from mmdd.errors import UserError
-from mmdd.evaluate import Trainer, label_kind, labelled, no_step_size, predictions, readable
+from mmdd.evaluate import Trainer, no_step_size, predictions
 from mmdd.files import write_json
 from mmdd.learner import Learner, Params
 from mmdd.modality import Splits
@@ -28,6 +28,7 @@ from mmdd.real import RealData
 from mmdd.rng import generator
 from mmdd.scores import Scores
 from mmdd.synthetic import SyntheticSet
+from mmdd.targets import label_kind, labelled, readable
 from mmdd.trees import tree_map
 
 Row = dict[str, Any]

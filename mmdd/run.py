@@ -136,7 +136,7 @@ class Run:
                 if stopped.is_set():
                     self.save()
                     raise Interrupted
-        if self.distiller.idle:
+        if self.distiller.idle and not self.distiller.number == self.distiller.idle == IDLE_STEPS:
             self._tell_idle()
         self.save()
 

@@ -13,7 +13,7 @@ import mmdd
 from mmdd.artifact import export
 from mmdd.batch import Batch
 from mmdd.errors import UserError
-from mmdd.evaluate import Trainer, label_kind, labelled, readable
+from mmdd.evaluate import Trainer
 from mmdd.labels import AttentionLabels, HardLabels, SoftLabels
 from mmdd.learner import Learner
 from mmdd.modalities.text import nets
@@ -21,6 +21,7 @@ from mmdd.modalities.text.pretrained import Pretrained
 from mmdd.objectives.inner import InnerTraining, reading
 from mmdd.parts import _require_labels
 from mmdd.protocols import PROTOCOLS
+from mmdd.targets import label_kind, labelled, readable
 from mmdd.tasks.classification import Classification
 from mmdd.tasks.multilabel import MultiLabel
 from mmdd.tasks.regression import Regression

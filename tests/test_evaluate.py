@@ -14,11 +14,12 @@ from fakes import CASES, labels, noise, seeded
 from mmdd import evaluate
 from mmdd.batch import Batch
 from mmdd.errors import NonFiniteError, UserError
-from mmdd.evaluate import Trainer, label_kind, labelled, mixup, rate_factor, score
+from mmdd.evaluate import Trainer, mixup, rate_factor, score
 from mmdd.protocols import PROTOCOLS, Protocol
 from mmdd.real import JointData, ResidentData
 from mmdd.rng import generator
 from mmdd.scores import Scores
+from mmdd.targets import label_kind, labelled
 from mmdd.tasks.classification import Classification
 from mmdd.trees import tree_leaves
 

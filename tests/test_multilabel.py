@@ -12,11 +12,11 @@ import mmdd
 from mmdd.artifact import export
 from mmdd.batch import Batch
 from mmdd.errors import UserError
-from mmdd.evaluate import label_kind, labelled
 from mmdd.labels import SoftLabels
 from mmdd.modalities.tables.labels import CLASSES
 from mmdd.modalities.tables.sets import ClassesOrSets, label_sets, of_lists, rarest
 from mmdd.modalities.text.raw import WORDS
+from mmdd.targets import label_kind, labelled
 from mmdd.tasks.classification import Classification
 from mmdd.tasks.multilabel import MultiLabel
 from mmdd.teacher import wanted_logits
