@@ -29,6 +29,7 @@ class RawImages(Reader[Pixels]):
 
     words = WORDS
     builders: Mapping[str, str] = {".zip": "imagefolder"}
+    built_in = ("digits",)
 
     def __init__(self, options: ImageData) -> None:
         self.image, self.workers = options.image, options.workers
@@ -36,7 +37,7 @@ class RawImages(Reader[Pixels]):
 
     def known(self, name: str) -> Mapping[str, RawSplit[Pixels]] | None:
         """The built-in digits."""
-        return digits() if name == "digits" else None
+        return digits() if name in self.built_in else None
 
     def find(self, dataset: datasets.Dataset) -> ImageColumn:
         """Choose the image column; see `find_images`."""

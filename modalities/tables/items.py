@@ -77,12 +77,14 @@ class Reader(abc.ABC, Generic[I]):
     ----------
     words: what messages call them.
     builders: loaders of ``datasets`` by file suffix, beyond those of tables.
+    built_in: names of sets that need no file.
     field: the key of an item in a data set of PyTorch whose samples are dicts.
     workers: processes that read a data set of PyTorch; None for as many as pay.
     """
 
     words: Words
     builders: Mapping[str, str] = {}
+    built_in: tuple[str, ...] = ()
     field: str = ""
     workers: int | None = None
 

@@ -193,9 +193,12 @@ class _Opener(Generic[I]):
         except UserError:
             raise
         except ConnectionError as error:
+            here = [entry.name for entry in Path().iterdir()]
+            close = nearest(text, [*self.reader.built_in, *here])
             raise UserError(
                 f"{text!r} is not here, and the Hugging Face Hub cannot be reached",
-                hint="Check the network (HF_HUB_OFFLINE must be unset), or pass the path of a "
+                hint=(f"Did you mean {close!r}? Or check" if close else "Check")
+                + " the network (HF_HUB_OFFLINE must be unset), or pass the path of a "
                 f"local folder: {self.reader.words.folder}, or what save_to_disk wrote",
             ) from error
         except DatasetNotFoundError as error:

@@ -68,6 +68,13 @@ def test_hub_out_of_reach(name):
     refused(name, f"'{name}' is not here", "Hub cannot be reached", "local folder")
 
 
+def test_a_name_much_like_one_that_is_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flowers").mkdir()
+    refused("digtis", "Did you mean 'digits'?")
+    refused("flovers", "Did you mean 'flowers'?")
+
+
 def test_a_local_folder_wins_over_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     encoded(8, label=halves(8)).save_to_disk("owner/name")
