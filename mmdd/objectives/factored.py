@@ -47,28 +47,43 @@ class Products(NamedTuple):
     bb: Tensor
 
 
+class Real(NamedTuple):
+    """Gradients of real groups: [B, O, I] or [B, O] by name, or factors by the name of a layer."""
+
+    formed: Params
+    factors: dict[str, Seen]
+
+
 # -- distances -------------------------------------------------------------------------------------
 
 
-def products(real: Params, seen: dict[str, Seen], layers: Layers) -> dict[str, Products]:
-    """Products with the real gradients [B, O, I] or [B, O], by name."""
+def products(real: Real, seen: dict[str, Seen], layers: Layers) -> dict[str, Products]:
+    """Products of real and synthetic gradients, by name."""
     found = {}
-    for name, a in real.items():
-        layer, _, kind = name.rpartition(".")
+    for name, layer, kind in layers.names():
         errors, inputs = seen[layer]
         if kind == "bias":
-            b = errors.sum(dim=1)
+            a, b = real.formed[name], errors.sum(dim=1)
             found[name] = Products(a * b, a.square(), b.square())
-            continue
-        aa = torch.linalg.vector_norm(a, dim=2).square()
-        if layers.short(layer, errors.shape[1]):
-            ab = errors * torch.bmm(inputs, a.mT)
-            bb = errors * torch.bmm(torch.bmm(inputs, inputs.mT), errors)
-            found[name] = Products(ab.sum(dim=1), aa, bb.sum(dim=1))
+        elif not layers.short(layer, errors.shape[1]):
+            a, b = real.formed[name], torch.bmm(errors.mT, inputs)
+            found[name] = Products(*((x * y).sum(dim=2) for x, y in ((a, b), (a, a), (b, b))))
         else:
-            b = torch.bmm(errors.mT, inputs)
-            found[name] = Products((a * b).sum(dim=2), aa, b.square().sum(dim=2))
+            if layer in real.factors:
+                aa, onto = _with_factors(real.factors[layer], inputs)
+            else:
+                a = real.formed[name]
+                aa, onto = torch.linalg.vector_norm(a, dim=2).square(), torch.bmm(inputs, a.mT)
+            bb = errors * torch.bmm(torch.bmm(inputs, inputs.mT), errors)
+            found[name] = Products((errors * onto).sum(dim=1), aa, bb.sum(dim=1))
     return found
+
+
+def _with_factors(real: Seen, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """|a_i|^2 [B, O] and <a_i, x_j> [B, m, O] of a real gradient that is not formed."""
+    errors = real.errors.to(inputs.dtype)
+    aa = errors * torch.bmm(torch.bmm(real.inputs, real.inputs.mT), real.errors)
+    return aa.sum(dim=1), torch.bmm(torch.bmm(inputs, real.inputs.to(inputs.dtype).mT), errors)
 
 
 def distance_of(kind: Distance, found: dict[str, Products]) -> Tensor:
@@ -90,7 +105,10 @@ def distance_of(kind: Distance, found: dict[str, Products]) -> Tensor:
 def _gap(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
     """One minus the cosine; lengths are held away from zero, where a root has no derivative."""
     tiny = torch.finfo(aa.dtype).tiny
-    return 1 - ab / (aa.clamp_min(tiny).sqrt() * bb.clamp_min(tiny).sqrt() + EPS)
+    lengths = aa.clamp_min(tiny).sqrt() * bb.clamp_min(tiny).sqrt()
+    # Where items cancel out, little but rounding may be left of a length: no cosine is beyond 2.
+    lengths = torch.maximum(lengths, ab.detach().abs() / 2)
+    return 1 - ab / (lengths + EPS)
 
 
 # -- at one net ------------------------------------------------------------------------------------
@@ -121,7 +139,7 @@ class Factored:
         parts = (values.split(at_once) for values in (pair.common, factors))
         with frozen_statistics(self.learner):
             for groups, factor in zip(*parts, strict=True):
-                target = self._real(params, real, groups, narrow)
+                target = self._real(params, real, groups, narrow, pair.largest[1])
                 total += self._compare(params, pair, groups, factor, target, gradients)
         return total, gradients
 
@@ -137,19 +155,26 @@ class Factored:
         half = self.rounds and 2 * len(real) * self.layers.formed > HALF_WORK
         return torch.bfloat16 if half else self.learner.dtype
 
-    def _real(self, params: Params, real: Batch, groups: Tensor, dtype: torch.dtype) -> Params:
-        """Gradients of the mean losses of real groups, by name."""
+    def _real(
+        self, params: Params, real: Batch, groups: Tensor, dtype: torch.dtype, synthetic: int
+    ) -> Real:
+        """Gradients of the mean losses of real groups; `synthetic` items are the others' most."""
         index, weights, _ = block(real, groups, lambda most: most)
         shares = weights.to(self.wide) / weights.sum(dim=1, keepdim=True)
-        piece = max(1, BLOCK // (len(groups) * self.layers.width))
+        m, piece = index.shape[1], max(1, BLOCK // (len(groups) * self.layers.width))
+        # Pieces of a group are added up, and so are formed; l1 is of differences.
+        kept = [
+            layer
+            for layer in self.layers.weighed()
+            if piece >= m and self.distance != "l1" and self.layers.short(layer, max(m, synthetic))
+        ]
         total: Params = {}
         for rows, share in zip(*(t.split(piece, dim=1) for t in (index, shares)), strict=True):
-            tree = _rows((real.inputs, real.targets), rows)
-            seen = self._seen(params, tree, share, dtype)
-            for name, slope in formed(seen, self.layers.matched).items():
+            seen = self._seen(params, _rows((real.inputs, real.targets), rows), share, dtype)
+            for name, slope in formed(seen, self.layers.without(kept)).items():
                 slope = slope.to(self.wide)
                 total[name] = total[name].add_(slope) if name in total else slope
-        return total
+        return Real(total, {layer: seen[layer] for layer in kept})
 
     def _compare(
         self,
@@ -157,7 +182,7 @@ class Factored:
         pair: Pair,
         groups: Tensor,
         factor: Tensor,
-        target: Params,
+        target: Real,
         gradients: list[Tensor],
     ) -> Tensor:
         """Sum of the distances of a block of groups; fills in its part of `gradients`."""
@@ -175,10 +200,10 @@ class Factored:
             gradient[index[present]] = slope[present.flatten()].to(gradient.dtype)
         return value.detach()
 
-    def _distances(self, real: Params, seen: dict[str, Seen]) -> Tensor:
+    def _distances(self, real: Real, seen: dict[str, Seen]) -> Tensor:
         """[B] distances of the synthetic gradients from the real ones."""
         if self._forms(next(iter(seen.values())).errors.shape[1]):
-            return DISTANCES[self.distance](real, formed(seen, self.layers.matched))
+            return DISTANCES[self.distance](real.formed, formed(seen, self.layers.matched))
         return distance_of(self.distance, products(real, seen, self.layers))
 
     def _forms(self, m: int) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +43,21 @@ class Layers(NamedTuple):
     def formed(self) -> int:
         """Numbers in the gradients of one group, biases left out."""
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def names(self) -> list[tuple[str, str, str]]:
+        """Of every matched parameter, its name, and those of its layer and its kind."""
+        return [(f"{a}.{kind}", a, kind) for a, kinds in self.matched.items() for kind in kinds]
+
+    def weighed(self) -> list[str]:
+        """The layers whose weights are matched."""
+        return [layer for layer, kinds in self.matched.items() if "weight" in kinds]
+
+    def without(self, layers: Collection[str]) -> dict[str, list[str]]:
+        """What is matched but the weights of `layers`."""
+        return {
+            layer: [kind for kind in kinds if kind != "weight" or layer not in layers]
+            for layer, kinds in self.matched.items()
+        }
 
     def short(self, layer: str, m: int) -> bool:
         """True where products of the factors of `m` items are less work than those of gradients."""
