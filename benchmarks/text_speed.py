@@ -6,7 +6,8 @@ embed     sentence vectors of SST-2 by a BERT made from a configuration (`text_e
           the cache, beside the loop over batches in data order as a user of transformers writes it,
           padded to the longest text of the batch or to one length for all. Tokens included.
 gradient  a gradient-matching step on Banking77's vectors (77 groups) beside a loop over classes by
-          plain autograd, and beside the package's own functions called class by class.
+          plain autograd, and beside the package's own way of other nets, which forms the gradients
+          of 16 classes at a time.
 padding   a gradient-matching step in token space: the same texts padded to more tokens, and all of
           an encoder's parameters, its last layer or its head alone being matched.
 
@@ -46,10 +47,10 @@ EMBED = [
     for hidden, layers in ((128, 2), (256, 2))
     for how in ("longest", "max_length")
 ]
-LOOP, ONE_BY_ONE = "loop over classes", "the same functions class by class"
+LOOP, FORMED = "loop over classes", "gradients formed"
 GRADIENT = [
     {"part": "gradient", "setting": f"{encoder} {items} per class", "beside": beside}
-    for beside in (LOOP, ONE_BY_ONE)
+    for beside in (LOOP, FORMED)
     for encoder in ("linear", "mlp")
     for items in (1, 5)
 ]
@@ -245,12 +246,12 @@ def distiller(data: str, device: torch.device, options: Options) -> tuple[Distil
     return build.distiller(parts, splits), splits.info.classes
 
 
-def one_by_one(data: str, device: torch.device, options: Options) -> Callable[[], Any]:
-    """The package's own step with its groups compared one at a time."""
+def formed(data: str, device: torch.device, options: Options) -> Callable[[], Any]:
+    """The package's own step as it is for nets whose gradients do not factor."""
     other, _ = distiller(data, device, options)
-    at_once, matching.SIDE_BY_SIDE = matching.SIDE_BY_SIDE, 1
+    factor, matching.linear_layers = matching.linear_layers, lambda *_: None
     other.step()
-    matching.SIDE_BY_SIDE = at_once
+    matching.linear_layers = factor
     return other.step
 
 
@@ -267,8 +268,8 @@ def gradient(line: Row, args: argparse.Namespace, folder: Path) -> Row:
 
     cosine = angle(ours, make_net())
     plain: Callable[[], Any] = PlainStep(ours, make_net)
-    if line["beside"] == ONE_BY_ONE:
-        plain = one_by_one("text/banking77_minilm", device, options)
+    if line["beside"] == FORMED:
+        plain = formed("text/banking77_minilm", device, options)
     return {
         **compared(ours.step, plain, device, args.rounds),
         "groups": classes,
