@@ -100,6 +100,7 @@ MANY_CLIPS: Options = {
     "synthetic__per_step": 16,
     "real__per_group": 16,
     "optimise__steps": 30,
+    "optimise__inputs__lr": 0.1,
     "evaluate__protocol": "quick",
     # eighty decoded clips per class are many mini-batches an epoch, ten real ones few: small ones,
     # so that both are trained for some hundred steps
@@ -410,7 +411,12 @@ PLAN = [
         **CLIPS,
     ),
     row("video/grid_digit", 10, "dance", **MANY_CLIPS, **CLIP_ENDS),
-    row("video/grid_digit", 10, "idc", **{**MANY_CLIPS, "optimise__steps": 20}),
+    row(
+        "video/grid_digit",
+        10,
+        "idc",
+        **{**MANY_CLIPS, "optimise__steps": 20, "optimise__inputs__lr": 0.01},
+    ),
     row("video/grid_digit", 10, "mtt", called="mtt, packed", **CLIP_SEGMENTS),
     # a clip is 24,576 numbers, its still and memory 7,680: three of them are fewer bytes than one
     row(
