@@ -32,6 +32,7 @@ class Line:
     score: name of the measure in the columns' names, where they have one.
     flag: how a budget is given on the command line.
     only: part of a method's name in the table that a row must have.
+    net: what its column ``encoder`` must say, where that tells lines apart.
     """
 
     modality: str
@@ -45,6 +46,7 @@ class Line:
     lower: bool = False
     told: str = ""
     only: str = ""
+    net: str = ""
 
     def rows(self) -> Iterator[dict[str, str]]:
         """Rows of the table at this budget under the plain setting."""
@@ -52,7 +54,7 @@ class Line:
             if row.get("label") and self.table == "graphs":
                 continue  # another setting
             called = row.get("method") or ""
-            if self.only not in called:
+            if self.only not in called or self.net not in ("", row.get("encoder")):
                 continue
             here = row["data"] == self.data and row[self.budget_column] == str(self.budget)
             if here and row.get(self.columns("synthetic", row)[0]):
@@ -90,6 +92,16 @@ LINES = (
         10,
         told="SST-2",
         only="embeddings",
+        net="textcnn",
+    ),
+    Line(
+        "text (tokens, GRU)",
+        "modalities",
+        "text/sst2",
+        10,
+        told="SST-2",
+        only="embeddings",
+        net="gru",
     ),
     Line(
         "text (`inputs_embeds` of a small BERT)",

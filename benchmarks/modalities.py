@@ -232,6 +232,25 @@ SEGMENTS_FALLING: Options = {
     # at the learned rate and a momentum of 0.9, learners differ by five points among themselves
     "evaluate__lr": 0.01,
 }
+ATTENDING: Options = {
+    "data__model": STUDENT,
+    "data__space": "tokens",
+    "learner__encoder": "transformers",
+    # the last layer: what is trained must have attention
+    "learner__tuning": "last",
+    "learner__layers": 1,
+    "source": {"kind": "experts", "length": 1, "max_start": 3},
+    "experts__count": 2,
+    "experts__epochs": 4,
+    "experts__epoch_steps": 50,
+    "experts__batch_size": 64,
+    "experts__lr": 0.05,
+    "objective__steps": 6,
+    "optimise__steps": 40,
+    "evaluate__protocol": "mtt",
+    "evaluate__epochs": 100,
+    "evaluate__full_epochs": 4,
+}
 GRADIENTS: Options = {"optimise__steps": 40, "real__per_group": 48, "source__inner": 5}
 EXPERT_SEGMENTS: Options = {
     "experts__count": 2,
@@ -359,6 +378,14 @@ PLAN = [
         **{**OF_BERT, **AT_TRAINED, "objective__distance": "l1", "optimise__inputs": {"lr": 1.0}},
     ),
     row("text/sst2", 10, "mtt", called="mtt, transformers", **{**OF_BERT, **SEGMENTS}),
+    *(
+        row("text/sst2", 10, "attention-labels", called=called, **ATTENDING, **labels)
+        for called, labels in (
+            ("attention labels", {}),
+            ("attention labels, hard labels instead", {"synthetic__labels__kind": "hard"}),
+            ("attention labels, soft labels instead", {"synthetic__labels__kind": "soft"}),
+        )
+    ),
     row("timeseries/ucihar_subset", 10, "dm", **POSTURES),
     *(row("timeseries/ucihar_subset", n, "dance", **POSTURES, **ENDS) for n in (10, 5, 1)),
     *(
@@ -435,11 +462,11 @@ PLAN = [
     ),
 ]
 """Options were chosen on validation (``choices.csv``): one seed, few steps. Not chosen are those of
-``dm`` on Synthetic Control, of ``condtsc``, of FSDD's ``dsa``, of ``dm`` and ``dc`` on ETTh1, and
-on GRID of plain frames, the static-dynamic form, ``dsa`` and ``mtt``. Those of UCI-HAR's ``dsa``,
-``datm`` and ``dance`` were, on a random hold-out that shares recordings with training; those of
-``dm, near herding`` on the last windows of every activity, after the test scores of the three had
-been seen."""
+``dm`` on Synthetic Control, of ``condtsc``, of FSDD's ``dsa``, of ``dm`` and ``dc`` on ETTh1, of
+attention labels, and on GRID of plain frames, the static-dynamic form, ``dsa`` and ``mtt``. Those
+of UCI-HAR's ``dsa``, ``datm`` and ``dance`` were, on a random hold-out that shares recordings with
+training; those of ``dm, near herding`` on the last windows of every activity, after the test scores
+of the three had been seen."""
 
 
 def encoder(data: str) -> str:
