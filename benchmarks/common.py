@@ -60,6 +60,30 @@ def read(table: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def with_full(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows with the full-data score of another row where they have none.
+
+    Full data is trained by a recipe of its own: with the same data, net and number of learners it
+    is the same, whatever was distilled.
+    """
+
+    def about(row: dict[str, str]) -> tuple[str, ...]:
+        options = row.get("options", "").split()
+        own = [
+            word for word in options if word.startswith(("learner.", "data.", "evaluate.full_e"))
+        ]
+        return (row["data"], row["encoder"], row["learners"], *sorted(own))
+
+    known = {about(row): row for row in rows if row.get("full_mean")}
+    names = ("full_mean", "full_std")
+    return [
+        row | {name: known[about(row)][name] for name in names}
+        if not row.get("full_mean") and about(row) in known
+        else row
+        for row in rows
+    ]
+
+
 def append(table: str, row: Mapping[str, Any]) -> None:
     """Add a row; columns that the file lacks are added to it."""
     RESULTS.mkdir(parents=True, exist_ok=True)

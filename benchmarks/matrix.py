@@ -13,7 +13,7 @@ import json
 import shlex
 from collections.abc import Iterator
 
-from common import read
+from common import read, with_full
 
 from mmdd.compose import compose
 
@@ -50,7 +50,8 @@ class Line:
 
     def rows(self) -> Iterator[dict[str, str]]:
         """Rows of the table at this budget under the plain setting."""
-        for row in read(self.table):
+        rows = read(self.table)
+        for row in with_full(rows) if self.table == "modalities" else rows:
             if row.get("label") and self.table == "graphs":
                 continue  # another setting
             called = row.get("method") or ""

@@ -107,6 +107,7 @@ MANY_CLIPS: Options = {
     "evaluate__batch_size": 64,
     "evaluate__epochs": 60,
     "evaluate__full_epochs": 60,
+    "evaluate__full_minutes": 30.0,
 }
 CLIP_SEGMENTS: Options = {
     "synthetic__representation": "packed",
@@ -126,6 +127,7 @@ CLIP_SEGMENTS: Options = {
     "evaluate__batch_size": 64,
     "evaluate__epochs": 60,
     "evaluate__full_epochs": 60,
+    "evaluate__full_minutes": 30.0,
 }
 VECTORS: Options = {
     "learner__encoder": "linear",
