@@ -440,6 +440,14 @@ PLAN = [
         **CLIPS,
     ),
     row("video/grid_digit", 10, "dance", **MANY_CLIPS, **CLIP_ENDS),
+    # what packing does alone: eighty real clips at half size, one step that moves them by nothing
+    row(
+        "video/grid_digit",
+        10,
+        "idc",
+        called="idc, not distilled",
+        **{**MANY_CLIPS, "optimise__steps": 1, "optimise__inputs__lr": 1e-9},
+    ),
     row(
         "video/grid_digit",
         10,
