@@ -55,6 +55,8 @@ class Line:
             if row.get("label") and self.table == "graphs":
                 continue  # another setting
             called = row.get("method") or ""
+            if "not distilled" in called:
+                continue
             if self.only not in called or self.net not in ("", row.get("encoder")):
                 continue
             here = row["data"] == self.data and row[self.budget_column] == str(self.budget)
