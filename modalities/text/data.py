@@ -38,11 +38,8 @@ from mmdd.modalities.text.tokenise import (
     train,
 )
 from mmdd.modality import DataInfo, Splits
-from mmdd.real import identity
 
 ROLES = ("train", "validation", "test")
-PREPARED_BYTES = 2**28
-"""Vectors of a part are held in float32, standardised, up to this size."""
 SHOWN_FIELDS = " | "  # between the fields of a text that is shown
 
 
@@ -147,13 +144,12 @@ def open_text(source: Any, options: TextData, device: torch.device | str = "cpu"
     digest = _digest(opening, read, aims)
     data: dict[str, TextsInMemory] = {}
     for role in opening.parts:
-        values, prepare = _ahead(read.values[role], read.prepare)
         data[role] = TextsInMemory(
-            values,
+            read.values[role],
             aims.targets[role],
             aims.groups[role],
             len(aims.names),
-            prepare=prepare,
+            prepare=read.prepare,
             device=device,
         )
         data[role].words = opening.words(role)
@@ -330,13 +326,6 @@ def _standardised(
     prepare = Standardise(prepare.mean.to(device), prepare.std)
     stored = {role: torch.from_numpy(np.array(part)) for role, part in vectors.items()}
     return Read(stored, prepare, (sizes["train"],), facts, tensors, key)
-
-
-def _ahead(values: Any, prepare: Any) -> tuple[Any, Any]:
-    """Standardise vectors once, where that takes little memory, instead of at every step."""
-    if isinstance(prepare, Standardise) and 4 * values.numel() <= PREPARED_BYTES:
-        return prepare(values.to(prepare.mean.device)), identity
-    return values, prepare
 
 
 def _digest(opening: Opening, read: Read, aims: Aims) -> str:
