@@ -45,7 +45,8 @@ def accuracy() -> str:
         method = f"`{row.get('method') or 'dm'}`" + (
             f", {width.partition('.')[2]}" if width else ""
         )
-        epochs = row["protocol"]
+        rate = next((w for w in row["options"].split() if w.startswith("evaluate.lr=")), "")
+        epochs = row["protocol"] + (f" at {rate.partition('=')[2]}" if rate else "")
         lines.append(
             f"| {row['data']} | {row['per_class']} | {method} | {scores} | {epochs} | {cost} |"
         )
@@ -149,7 +150,7 @@ def modalities() -> str:
         f" {rows[0]['learners']} fresh learners. Budgets are items per class, for ETTh1 time steps."
         " Options were chosen on validation (`benchmarks/results/choices.csv`) but for DM on"
         " Synthetic Control, `condtsc`, `dsa` on FSDD, `dm` and `dc` on ETTh1, attention labels,"
-        " and GRID's plain frames and static-dynamic form,"
+        " and GRID's plain frames, static-dynamic form, `idc` and `mtt`,"
         " which have those of a neighbour or a default."
         " A row without a full-data score of its own has that of another with the same net."
         " UCI-HAR's `dsa`, `datm` and `dance` were chosen on a validation part that shares"
