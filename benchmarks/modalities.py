@@ -471,12 +471,12 @@ PLAN = [
         **{**CLIPS, **GRADIENTS, "real__per_group": 16, "optimise__inputs__lr": 0.1},
     ),
 ]
-"""Options were chosen on validation (``choices.csv``): one seed, few steps. Not chosen are those of
-``dm`` on Synthetic Control, of ``condtsc``, of FSDD's ``dsa``, of ``dm`` and ``dc`` on ETTh1, of
-attention labels, and on GRID of plain frames, the static-dynamic form, ``idc``, ``dsa`` and ``mtt``. Those
-of UCI-HAR's ``dsa``, ``datm`` and ``dance`` were, on a random hold-out that shares recordings with
-training; those of ``dm, near herding`` on the last windows of every activity, after the test scores
-of the three had been seen."""
+"""Options were chosen on validation (``choices.csv``): one seed, few steps. Not chosen are those
+of ``dm`` on Synthetic Control, of ``condtsc``, of FSDD's ``dsa``, of ``dm`` and ``dc`` on ETTh1,
+of attention labels, and on GRID of plain frames, the static-dynamic form, ``idc``, ``dsa`` and
+``mtt``. Those of UCI-HAR's ``dsa``, ``datm`` and ``dance`` were, on a random hold-out that
+shares recordings with training; those of ``dm, near herding`` on the last windows of every
+activity, after the test scores of the three had been seen."""
 
 
 def encoder(data: str) -> str:
