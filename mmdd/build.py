@@ -128,7 +128,7 @@ def distiller(parts: Parts, splits: Splits, experts: Experts | None = None) -> D
     recipe = parts.recipe
     counts = budget(recipe, splits.train.group_sizes, parts.info)
     streams = Streams(recipe.run.seed)
-    learner = parts.learner(items=work(recipe, counts))
+    learner = parts.learner(items=work(recipe, counts), minutes=recipe.run.minutes)
     train = splits.train.seen_by(learner.encoder)
     teacher = None
     if experts is not None:

@@ -71,12 +71,14 @@ def execution(
     items: float,
     *,
     eager: bool = False,
+    minutes: float | None = None,
 ) -> dict[str, Any]:
     """Choose precision, compilation and chunk for `items` forward passes of one item in all.
 
     A backward pass counts as two forward passes. `eager`: what is left open is neither compiled
     nor rounded (nets whose shapes change at every step, or that have few operations), but for large
-    products on the way to real gradients (``rounds`` of `Learner`).
+    products on the way to real gradients (``rounds`` of `Learner`). `minutes`: no more than these
+    are there, however many passes are asked for.
 
     The choice depends on the recipe and the kind of machine, never on a clock, so that the same
     recipe gives the same bits again.
@@ -87,7 +89,10 @@ def execution(
         compiled = False
     if compiled == "auto":
         rate = EAGER_FLOPS if where.type == "cpu" else 1e13
-        compiled = items * item_flops / rate > 2 * COMPILE_SECONDS and can_compile()
+        seconds = items * item_flops / rate
+        if minutes is not None:
+            seconds = min(seconds, 60 * minutes)
+        compiled = seconds > 2 * COMPILE_SECONDS and can_compile()
     precision = run.precision
     shallow = native_bfloat16(where) and keeps_gradients_in_half(encoder)
     rounds = precision == "auto" and shallow

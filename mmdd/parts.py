@@ -27,8 +27,10 @@ class Parts:
     task: Task
     device: torch.device
 
-    def learner(self, items: float, encoder: str | None = None) -> Learner:
-        """Build a learner for `items` forward passes of one item in all.
+    def learner(
+        self, items: float, encoder: str | None = None, minutes: float | None = None
+    ) -> Learner:
+        """Build a learner for `items` forward passes of one item in all, or for so many minutes.
 
         `encoder` names the one that judges: ``evaluate.learner`` if that is its name, or the
         recipe's own, or another with its default options.
@@ -42,7 +44,9 @@ class Parts:
         module = self.modality.encoder(options, self.info)
         example = self.modality.example(self.info)
         eager = getattr(self.modality, "eager", False)
-        how = machine.execution(self.recipe.run, self.device, module, example, items, eager=eager)
+        how = machine.execution(
+            self.recipe.run, self.device, module, example, items, eager=eager, minutes=minutes
+        )
         return Learner(module, self.task, device=self.device, **how)
 
     @property

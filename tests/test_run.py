@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import mmdd
+from mmdd import machine
 from mmdd.api import run_recipe
 from mmdd.compose import compose
 from mmdd.errors import NonFiniteError, UserError
+from mmdd.recipe import Run
 from mmdd.run import CHECKPOINT, Interrupted
 
 QUICK = {
@@ -197,9 +199,18 @@ def test_minutes_fit_the_number_of_steps(tmp_path, monkeypatch):
         out=tmp_path / "timed",
     )
     assert 7 < done.run["steps"] < 10**6
+    assert not done.run["compiled"]
     assert done.run["seconds"] <= 60 * minutes * 1.5
     log = [json.loads(line) for line in (tmp_path / "timed" / "log.jsonl").read_text().splitlines()]
     assert log[0]["step"] == 1
+
+
+@pytest.mark.parametrize(("minutes", "compiled"), [(None, True), (1.0, False), (60.0, True)])
+def test_a_short_run_stays_eager_however_many_steps_it_may_make(monkeypatch, minutes, compiled):
+    monkeypatch.setattr(machine, "can_compile", lambda: True)
+    net, example, cpu = torch.nn.Linear(100, 100), torch.zeros(1, 100), torch.device("cpu")
+    how = machine.execution(Run(), cpu, net, example, 1e12, minutes=minutes)
+    assert how["compiled"] == compiled
 
 
 def test_a_used_folder_is_not_written_over(tmp_path):
