@@ -87,15 +87,14 @@ OF_SERIES: Options = {
 }
 """As `condtsf` is made and judged, but for what is matched."""
 ENDS: Options = {"experts__count": 3, "experts__epoch_steps": 50}
+CLIP_ENDS: Options = {"experts__count": 2, "experts__epoch_steps": 100}
 CLIPS: Options = {
     "optimise__steps": 60,
     "real__per_group": 16,
-    "experts__count": 2,
-    "experts__epoch_steps": 100,
+    **CLIP_ENDS,
     "optimise__inputs__lr": 1.0,
     "evaluate__protocol": "quick",
 }
-CLIP_ENDS: Options = {"experts__count": 2, "experts__epoch_steps": 100}
 MANY_CLIPS: Options = {
     "synthetic__per_step": 16,
     "real__per_group": 16,

@@ -179,8 +179,7 @@ class ResidentData(RealData):
     def read(self, index: Tensor) -> Tree:
         """Slice and prepare on the device: a gather, a cast and a multiply-add."""
         on_device = index.to(self.device)
-        # three times as fast as indexing for rows of a few hundred numbers
-        return self.prepare(tree_map(lambda leaf: leaf.index_select(0, on_device), self.values))
+        return self.prepare(tree_take(self.values, on_device))
 
     def subset(self, index: Tensor) -> ResidentData:
         """Return the chosen items as a set of their own (copied)."""

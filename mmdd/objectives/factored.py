@@ -29,7 +29,7 @@ from mmdd.objectives.distances import DISTANCES, EPS, Distance
 from mmdd.objectives.inner import differentiable_twice, filled
 from mmdd.objectives.linear_layers import Layers, Seen, formed, noted
 from mmdd.objectives.pairs import Pair, block
-from mmdd.trees import Tree, tree_map
+from mmdd.trees import Tree, tree_map, tree_take
 
 BLOCK = 2**23
 """Numbers, about, that the real gradients and the activations of groups compared at once hold."""
@@ -230,4 +230,4 @@ class Factored:
 
 def _rows(tree: Tree, index: Tensor) -> Tree:
     """[B m, ...] the rows `index` [B, m] of all leaves."""
-    return tree_map(lambda leaf: leaf.index_select(0, index.flatten()), tree)
+    return tree_take(tree, index.flatten())
