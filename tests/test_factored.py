@@ -14,7 +14,7 @@ from mmdd import machine
 from mmdd.batch import Batch
 from mmdd.labels import HardLabels, SoftLabels
 from mmdd.learner import Learner
-from mmdd.objectives import factored, linear_layers
+from mmdd.objectives import factored, linear_layers, products
 from mmdd.objectives import gradient as module
 from mmdd.objectives.distances import DISTANCES
 from mmdd.objectives.factored import Factored
@@ -451,6 +451,7 @@ def test_gradients_of_a_thousand_classes_are_not_formed_at_once(monkeypatch, dis
         return found
 
     monkeypatch.setattr(factored, "formed", watched)
+    monkeypatch.setattr(products, "formed", watched)
     assert takes_factors(step.of_groups(torch.arange(20)), distance=distance, parameters="weights")
     assert len(formed) == calls
     assert max(formed, default=0) <= factored.BLOCK / 2

@@ -4,12 +4,7 @@ What a mean loss of items teaches a linear layer is a product of two thin matric
 Rumelhart et al. 1986): with the layer's inputs X [m, I] and the derivatives E [m, O] of the mean
 loss with respect to its outputs, the gradient is E^T X for the weight and the sum of the rows of E
 for the bias. Items do not meet in such a net, so that one pass forth and back serves all groups.
-With e_i, column i of E, the products that distances between a real gradient a and a synthetic one b
-are made of need no b,
-
-    <a_i, b_i> = sum_j E_ji <a_i, x_j>,    |b_i|^2 = e_i^T (X X^T) e_i,
-
-which is less work as long as a group has few synthetic items.
+How two such gradients are compared without forming them: `mmdd.objectives.products`.
 
 Shape suffixes: B groups and m items of each in a block, O outputs and I inputs of a layer.
 """
@@ -17,7 +12,6 @@ Shape suffixes: B groups and m items of each in a block, O outputs and I inputs 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +19,11 @@ from torch import Tensor
 from mmdd.batch import Batch
 from mmdd.learner import Learner, Params
 from mmdd.objectives.batch_norm import frozen_statistics, widened
-from mmdd.objectives.distances import DISTANCES, EPS, Distance
+from mmdd.objectives.distances import Distance
 from mmdd.objectives.inner import differentiable_twice, filled
 from mmdd.objectives.linear_layers import Layers, Seen, formed, noted
 from mmdd.objectives.pairs import Pair, block
+from mmdd.objectives.products import Real, Slopes, compared, compared_formed
 from mmdd.trees import Tree, tree_map, tree_take
 
 BLOCK = 2**23
@@ -37,81 +32,6 @@ GRAPH = 4
 """Times that gradients are held where synthetic ones are formed, and differentiated."""
 HALF_WORK = 1e8
 """Multiply-adds x 2 from which on products in half precision are worth the casts."""
-
-
-class Products(NamedTuple):
-    """Of the real gradients a and the synthetic ones b of every output unit, [B, O] each."""
-
-    ab: Tensor
-    aa: Tensor
-    bb: Tensor
-
-
-class Real(NamedTuple):
-    """Gradients of real groups: [B, O, I] or [B, O] by name, or factors by the name of a layer."""
-
-    formed: Params
-    factors: dict[str, Seen]
-
-
-# -- distances -------------------------------------------------------------------------------------
-
-
-def products(real: Real, seen: dict[str, Seen], layers: Layers) -> dict[str, Products]:
-    """Products of real and synthetic gradients, by name."""
-    found = {}
-    for name, layer, kind in layers.names():
-        errors, inputs = seen[layer]
-        if kind == "bias":
-            a, b = real.formed[name], errors.sum(dim=1)
-            found[name] = Products(a * b, a.square(), b.square())
-        elif not layers.short(layer, errors.shape[1]):
-            a, b = real.formed[name], torch.bmm(errors.mT, inputs)
-            found[name] = Products(*((x * y).sum(dim=2) for x, y in ((a, b), (a, a), (b, b))))
-        else:
-            if layer in real.factors:
-                aa, onto = _with_factors(real.factors[layer], inputs)
-            else:
-                a = real.formed[name]
-                aa, onto = torch.linalg.vector_norm(a, dim=2).square(), torch.bmm(inputs, a.mT)
-            bb = errors * torch.bmm(torch.bmm(inputs, inputs.mT), errors)
-            found[name] = Products((errors * onto).sum(dim=1), aa, bb.sum(dim=1))
-    return found
-
-
-def _with_factors(real: Seen, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """|a_i|^2 [B, O] and <a_i, x_j> [B, m, O] of a real gradient that is not formed."""
-    errors = real.errors.to(inputs.dtype)
-    aa = errors * torch.bmm(torch.bmm(real.inputs, real.inputs.mT), real.errors)
-    return aa.sum(dim=1), torch.bmm(torch.bmm(inputs, real.inputs.to(inputs.dtype).mT), errors)
-
-
-def distance_of(kind: Distance, found: dict[str, Products]) -> Tensor:
-    """[B] the distances of `mmdd.objectives.distances`, but l1, from products.
-
-    Squared distances are differences of nearly equal numbers where a and b are: in float32 they
-    are as good as 1e-7 times the squared lengths, and never below zero.
-    """
-    if kind == "layerwise-cosine":
-        rows = [_gap(*parts) for name, parts in found.items() if name.endswith("weight")]
-        return torch.cat(rows, dim=1).sum(dim=1)
-    ab, aa, bb = (torch.cat(parts, dim=1).sum(dim=1) for parts in zip(*found.values(), strict=True))
-    if kind == "cosine":
-        return _gap(ab, aa, bb)
-    apart = (aa + bb - 2 * ab).clamp_min(0)
-    return apart if kind == "mse" else apart / aa.clamp_min(torch.finfo(aa.dtype).tiny)
-
-
-def _gap(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
-    """One minus the cosine; lengths are held away from zero, where a root has no derivative."""
-    tiny = torch.finfo(aa.dtype).tiny
-    lengths = aa.clamp_min(tiny).sqrt() * bb.clamp_min(tiny).sqrt()
-    # Where items cancel out, little but rounding may be left of a length: no cosine is beyond 2.
-    lengths = torch.maximum(lengths, ab.detach().abs() / 2)
-    return 1 - ab / (lengths + EPS)
-
-
-# -- at one net ------------------------------------------------------------------------------------
 
 
 class Factored:
@@ -133,13 +53,10 @@ class Factored:
             return total, gradients
         factors = (pair.sizes() if by_size else torch.ones_like(pair.common)).to(self.wide)
         at_once, narrow = self._at_once(pair), self._precision(pair.real)
-        # cast here, so that few numbers are moved when groups are picked out
-        inputs = tree_map(lambda leaf: widened(leaf, narrow), pair.real.inputs)
-        real = pair.real.with_inputs(inputs)
         parts = (values.split(at_once) for values in (pair.common, factors))
         with frozen_statistics(self.learner):
             for groups, factor in zip(*parts, strict=True):
-                target = self._real(params, real, groups, narrow, pair.largest[1])
+                target = self._real(params, pair.real, groups, narrow, pair.largest[1])
                 total += self._compare(params, pair, groups, factor, target, gradients)
         return total, gradients
 
@@ -170,11 +87,19 @@ class Factored:
         ]
         total: Params = {}
         for rows, share in zip(*(t.split(piece, dim=1) for t in (index, shares)), strict=True):
-            seen = self._seen(params, _rows((real.inputs, real.targets), rows), share, dtype)
+            own, targets = _rows((real.inputs, real.targets), rows)
+            inputs = tree_map(lambda leaf: widened(leaf, dtype), own)
+            seen = self._seen(params, (inputs, targets), share, dtype)
             for name, slope in formed(seen, self.layers.without(kept)).items():
                 slope = slope.to(self.wide)
                 total[name] = total[name].add_(slope) if name in total else slope
-        return Real(total, {layer: seen[layer] for layer in kept})
+        # a layer that reads the items themselves has them as they were before they were rounded
+        exact = {
+            layer: own.unflatten(0, share.shape)
+            for layer in kept
+            if isinstance(own, Tensor) and seen[layer].inputs.data_ptr() == inputs.data_ptr()
+        }
+        return Real(total, {layer: seen[layer] for layer in kept}, exact)
 
     def _compare(
         self,
@@ -194,17 +119,18 @@ class Factored:
         with torch.enable_grad(), differentiable_twice(self.learner):
             tree = filled(tree, pair.mask, own)
             seen = self._seen(params, tree, shares, self.wide, graph=True)
-            value = (self._distances(target, seen) * factor).sum()
-            slopes = torch.autograd.grad(value, own, materialize_grads=True) if own else ()
+        if self._forms(index.shape[1]):
+            value, ends = compared_formed(self.distance, target.formed, seen, self.layers, factor)
+        else:
+            value, ends = compared(self.distance, target, seen, self.layers, factor)
+        slopes = _chained(seen, ends, own) if own else ()
         for gradient, slope in zip(gradients, slopes, strict=True):
-            gradient[index[present]] = slope[present.flatten()].to(gradient.dtype)
-        return value.detach()
-
-    def _distances(self, real: Real, seen: dict[str, Seen]) -> Tensor:
-        """[B] distances of the synthetic gradients from the real ones."""
-        if self._forms(next(iter(seen.values())).errors.shape[1]):
-            return DISTANCES[self.distance](real.formed, formed(seen, self.layers.matched))
-        return distance_of(self.distance, products(real, seen, self.layers))
+            there = present.flatten()
+            if bool(there.all()):
+                gradient.index_copy_(0, index.flatten(), slope.to(gradient.dtype))
+            else:
+                gradient[index.flatten()[there]] = slope[there].to(gradient.dtype)
+        return value
 
     def _forms(self, m: int) -> bool:
         """True where the synthetic gradients of `m` items are formed all the same."""
@@ -226,6 +152,20 @@ class Factored:
             rows = calls[layer][0][0] if graph else calls[layer][0][0].detach()
             found[layer] = Seen(*(leaf.unflatten(0, shares.shape) for leaf in (error, rows)))
         return found
+
+
+def _chained(seen: dict[str, Seen], ends: dict[str, Slopes], own: list[Tensor]) -> list[Tensor]:
+    """Derivatives with respect to `own`, from those with respect to what was seen."""
+    pairs = [
+        (leaf, slope)
+        for layer, found in seen.items()
+        for leaf, slope in zip(found, ends[layer], strict=True)
+        if slope is not None and leaf.requires_grad
+    ]
+    if not pairs:
+        return [torch.zeros_like(leaf) for leaf in own]
+    leaves, slopes = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(leaves, own, slopes, materialize_grads=True))
 
 
 def _rows(tree: Tree, index: Tensor) -> Tree:

@@ -94,15 +94,27 @@ def block(
 
     ``m = fitted(most items of a group)``; the last item of a group fills its row up, with weight 0.
     """
-    # Sorted once, since a search for every group costs more than the arithmetic of a small net.
-    absent = torch.iinfo(torch.int64).max
-    held, order = torch.where(batch.item_weights != 0, batch.groups, absent).sort(stable=True)
+    held, order = _by_group(batch)
     start = torch.searchsorted(held, groups).unsqueeze(1)
     count = torch.searchsorted(held, groups, right=True).unsqueeze(1) - start
     place = torch.arange(fitted(int(count.max())), device=batch.groups.device)
-    index = order.take(start + torch.minimum(place, count - 1))
+    index = start + torch.minimum(place, count - 1)
+    if order is not None:
+        index = order.take(index)
     present = place < count
     return index, batch.item_weights.take(index) * present, present
+
+
+def _by_group(batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Groups of the items that count, ascending, and the places they come from; None: as they lie.
+
+    Sorted once, since a search for every group costs more than the arithmetic of a small net.
+    """
+    groups = batch.groups
+    if batch.weights is None and not bool((groups[1:] < groups[:-1]).any()):
+        return groups, None
+    held = torch.where(batch.item_weights != 0, groups, torch.iinfo(torch.int64).max)
+    return held.sort(stable=True)
 
 
 def piece_size(largest: int, chunk: int | None) -> int:

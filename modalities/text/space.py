@@ -51,7 +51,7 @@ class Standardise:
         """Prepare stored vectors of any float type."""
         values = stored.float()
         values = values - self.mean if values is stored else values.sub_(self.mean)
-        return values.div_(self.std)
+        return values.mul_(1 / self.std)
 
     def inverse(self, inputs: Tensor) -> Tensor:
         """Bring learner inputs back to the units of the source."""
