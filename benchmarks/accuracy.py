@@ -251,7 +251,7 @@ def measure(line: dict[str, Any], args: argparse.Namespace, device: str) -> dict
             )
     all_seconds = time.perf_counter() - started
     started = time.perf_counter()
-    borrowed = known(line, args.learners, told(done.recipe.evaluate.resolved().model_dump()))
+    borrowed = known(line, args.learners, told(done.recipe.protocol.model_dump()))
     done.recipe.evaluate.full = "full_mean" not in borrowed
     report = done.evaluate(progress=progress, baselines="baselines" not in borrowed)
     found = next(iter(report["results"].values()))

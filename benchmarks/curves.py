@@ -74,7 +74,7 @@ def scored(
     parts: build.Parts, splits: Splits, batch: Batch, rate: float | None, learners: int
 ) -> Scores:
     """Test accuracies of fresh learners trained on the set."""
-    protocol = parts.recipe.evaluate.resolved()
+    protocol = parts.recipe.protocol
     if protocol.lr == "learned":
         protocol = protocol.model_copy(update={"lr": rate})
     learner = parts.learner(3.0 * protocol.epochs * len(batch) * learners)

@@ -149,7 +149,7 @@ class Distilled:
             manifest={
                 "recipe": self.recipe.model_dump(mode="json"),
                 "info": info.as_dict(),
-                "protocol": self.recipe.evaluate.resolved().model_dump(mode="json"),
+                "protocol": self.recipe.protocol.model_dump(mode="json"),
                 "results": self.results,
                 "run": self.run,
                 "budget": self.budget,

@@ -90,6 +90,10 @@ def _spread(factor: Tensor, like: Tensor, stacked: bool) -> Tensor:
 class Cohort(Student):
     """One expert in training, or K stacked along a leading axis of every parameter.
 
+    Parameters
+    ----------
+    length: steps of the whole training, along which the rate falls where it does.
+
     Attributes
     ----------
     losses: [K] mean loss of the latest step's batch, at the parameters before the step.
@@ -97,7 +101,10 @@ class Cohort(Student):
 
     losses: Tensor
 
-    def __init__(self, learner: Learner, recording: Recording, draws: list[Params]) -> None:
+    def __init__(
+        self, learner: Learner, recording: Recording, draws: list[Params], length: int = 1
+    ) -> None:
+        self.length = length
         self.recording, self.size, self.stacked = recording, len(draws), len(draws) > 1
         start = draws[0]
         if self.stacked:
@@ -117,6 +124,8 @@ class Cohort(Student):
         self.losses = losses.detach()
         if self.recording.sharpness:
             self._flatten(batch)
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.recording.rate(self.steps / self.length)
         self._optimiser.step()
         self.steps += 1
         return tree_map(torch.Tensor.detach, outputs)

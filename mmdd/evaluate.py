@@ -187,6 +187,7 @@ class _Run:
         ]
         if p.optimiser == "adam":
             return torch.optim.Adam(groups, weight_decay=p.weight_decay)
+        assert not isinstance(p.momentum, str), "a learned rate's momentum is resolved before"
         return torch.optim.SGD(groups, momentum=p.momentum, weight_decay=p.weight_decay)
 
     def _rated(self) -> list[tuple[float, list[Tensor]]]:

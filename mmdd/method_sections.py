@@ -144,6 +144,9 @@ class Experts(Section):
         None, description="share of the items, the easiest, that an expert begins with (GEOM)"
     )
     curriculum_epochs: Positive = Field(1, description="by which it has grown to all of them")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of the rate; cosine falls to zero at the end of the last epoch"
+    )
 
 
 # -- objectives ------------------------------------------------------------------------------------

@@ -43,6 +43,15 @@ class Recipe(Section):
         """The objectives that are summed; one alone is a sum of one."""
         return getattr(self.objective, "terms", None) or [self.objective]
 
+    @property
+    def protocol(self) -> Protocol:
+        """How the set is judged; a momentum that is to be the learned rate's is a number here."""
+        protocol = self.evaluate.resolved()
+        if protocol.momentum != "learned":
+            return protocol
+        inner = [term.momentum for term in self.terms if term.kind == "trajectory"]
+        return protocol.model_copy(update={"momentum": inner[0] if inner else 0.0})
+
     @model_validator(mode="after")
     def _modality_sections(self) -> Recipe:
         # data, learner and augment are typed by the modality: its option models are their schema.
@@ -71,7 +80,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Recipe:
-        if self.evaluate.resolved().full not in PROTOCOLS:
+        if self.protocol.full not in PROTOCOLS:
             known = ", ".join(PROTOCOLS)
             raise ValueError(f"evaluate.protocol.full must be one of {known}")
         if self.run.keep == "validation" and not self.evaluate.every:
@@ -79,12 +88,12 @@ class Recipe(Section):
                 "run.keep=validation needs scores during the run: set evaluate.every to a number"
                 " of steps"
             )
-        if self.evaluate.resolved().lr == "learned" and self.synthetic.step_size is None:
+        if self.protocol.lr == "learned" and self.synthetic.step_size is None:
             raise ValueError(
                 f"protocol {self.evaluate.protocol.name} trains at the learned step size and this"
                 " method learns none: set evaluate.lr=0.01"
             )
-        by_validation = self.evaluate.resolved().selection == "validation" or self.evaluate.every
+        by_validation = self.protocol.selection == "validation" or self.evaluate.every
         if by_validation and getattr(self.data, "validation", None) == 0:
             raise ValueError("scores on validation need a validation split: data.validation is 0")
         return self

@@ -241,7 +241,7 @@ class _Group:
         paths = [folder / f"{shard_name(expert)}.part" for expert in members]
         self.shards = [Shard(path, layout, recording.kept) for path in paths]
         draws = [learner.init(schedule.stream(expert, "init", 0)) for expert in members]
-        self.cohort = Cohort(learner, recording, draws)
+        self.cohort = Cohort(learner, recording, draws, recording.epochs * schedule.steps)
         self.epoch = self.saved = 0
         self.saved_at = time.monotonic()
         self.losses: list[list[float]] = []

@@ -61,7 +61,7 @@ class Judge:
         self.splits = splits
         self.progress = progress or Progress()
         self.options = parts.recipe.evaluate
-        self.protocol = self.options.resolved()
+        self.protocol = parts.recipe.protocol
         self.split = split
         self.scored = _scored(splits, split)
 

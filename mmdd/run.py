@@ -219,7 +219,7 @@ class Run:
 
     def _quick(self) -> Protocol:
         """A short protocol of the kind that the recipe judges by."""
-        own = self.recipe.evaluate.resolved()
+        own = self.recipe.protocol
         if own.full == "full":
             return PROTOCOLS["quick"]
         return own.model_copy(update={"epochs": max(1, own.epochs // 3), "selection": "last"})

@@ -662,6 +662,7 @@ def test_published_protocols_are_those_of_their_papers():
     assert (idc.epochs, idc.batch_size, idc.lr, idc.momentum) == (1000, 64, 0.01, 0.9)
     assert (idc.mix, idc.mix_probability, idc.weight_decay) == ("cutmix", 0.5, 5e-4)
     assert (mtt.epochs, mtt.batch_size, mtt.lr, mtt.schedule) == (1000, 256, "learned", "dc")
+    assert mtt.momentum == 0.9
 
 
 def test_rates_over_the_epochs():

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 
 import pytest
@@ -101,12 +102,13 @@ def test_snapshots_differ_and_the_loss_falls_along_them(tmp_path, name):
     assert distance(experts.last(1), experts.params(1, 8)) == 0
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("epoch_steps", [None, 3, 7])
-def test_a_trajectory_is_plain_sgd_over_shuffled_passes(tmp_path, epoch_steps):
+def test_a_trajectory_is_plain_sgd_over_shuffled_passes(tmp_path, epoch_steps, schedule):
     case = separable()
     options = Recording(
         count=2, epochs=3, epoch_steps=epoch_steps, batch_size=8, lr=0.1, momentum=0.9,
-        weight_decay=0.01,
+        weight_decay=0.01, schedule=schedule,
     )  # fmt: skip
     experts = make(tmp_path, case, options, stacked=1)
     params = case.learner().init(generator(5, "expert/1/init/0"))
@@ -126,7 +128,9 @@ def test_a_trajectory_is_plain_sgd_over_shuffled_passes(tmp_path, epoch_steps):
 
         for name, grad in torch.func.grad(loss)(leaves).items():
             velocity[name] = 0.9 * velocity[name] + grad + 0.01 * leaves[name]
-            leaves[name] = leaves[name] - 0.1 * velocity[name]
+            falling = 0.05 * (1 + math.cos(math.pi * step / (3 * steps)))
+            rate = falling if schedule == "cosine" else 0.1
+            leaves[name] = leaves[name] - rate * velocity[name]
         if (step + 1) % steps == 0:
             assert distance(experts.params(1, (step + 1) // steps), leaves) < 1e-5
 
@@ -298,11 +302,15 @@ class Dead(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("stacked", [1, 2])
 @pytest.mark.parametrize("answer", [True, Dead()])
-def test_an_interrupted_recording_ends_with_the_same_bits(tmp_path, monkeypatch, stacked, answer):
+def test_an_interrupted_recording_ends_with_the_same_bits(
+    tmp_path, monkeypatch, stacked, answer, schedule
+):
     monkeypatch.setattr(recording, "STATE_SECONDS", 0.0)
-    case, options = separable(), dataclasses.replace(TINY, momentum=0.9, epoch_steps=3)
+    options = dataclasses.replace(TINY, momentum=0.9, epoch_steps=3, schedule=schedule)
+    case = separable()
     how = {"options": options, "stacked": stacked, "augmentation": Shift()}
     whole = make(tmp_path / "whole", case, **how)
     folder = tmp_path / "parts"
@@ -616,6 +624,7 @@ def test_the_key_tells_everything_but_the_count():
         "count": 11, "epochs": 21, "epoch_steps": 5, "batch_size": 9, "lr": 0.1, "momentum": 0.5,
         "weight_decay": 0.1, "augment": False, "sharpness": True, "rho": 0.1, "alpha": 0.1,
         "keep": "ends", "optimiser": "adam", "curriculum": 0.5, "curriculum_epochs": 3,
+        "schedule": "cosine",
     }  # fmt: skip
     assert other.keys() == {field.name for field in dataclasses.fields(Recording)}
     keys = {name: key(*base[:2], Recording(**{name: v}), *base[3:]) for name, v in other.items()}
@@ -628,14 +637,14 @@ def test_the_key_tells_everything_but_the_count():
         "seed": key(*base[:4], 1),
         "precision": key(*base, precision="bfloat16"),
     }
-    assert len(set(keys.values())) == len(keys) == 20
+    assert len(set(keys.values())) == len(keys) == 21
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("count", 0), ("epochs", 0), ("epoch_steps", 0), ("batch_size", -1), ("epochs", 2.5),
      ("lr", 0.0), ("lr", float("nan")), ("lr", -1), ("momentum", 1.0), ("weight_decay", -0.1),
-     ("rho", float("inf")), ("keep", "some")],
+     ("rho", float("inf")), ("keep", "some"), ("schedule", "linear")],
 )  # fmt: skip
 def test_impossible_recordings_are_refused(name, value):
     with pytest.raises(UserError, match=rf"experts\.{name} cannot be used"):

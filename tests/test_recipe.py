@@ -276,6 +276,7 @@ def trajectory(**sections):
             "by_accuracy needs source pool, not real-trained",
         ),
         ({"evaluate": {"protocol": "mtt"}}, "trains at the learned step size"),
+        ({"evaluate": {"protocol": "learned"}}, "trains at the learned step size"),
         (
             {"objective": {"statistic": "covariance", "moments": 2}},
             "statistic=covariance takes the place of moments and kernel",
@@ -317,6 +318,41 @@ def test_parts_that_do_not_fit_together_are_refused(values, words):
 def test_parts_that_fit_together_are_taken_and_come_back(values):
     made = validate(values, FILE)
     assert validate(made.model_dump(mode="json"), "stored") == made
+
+
+@pytest.mark.parametrize(
+    ("values", "momentum"),
+    [
+        (trajectory(evaluate={"protocol": "learned"}), 0.0),
+        (
+            trajectory(
+                evaluate={"protocol": "learned"},
+                objective={"kind": "trajectory", "momentum": 0.5},
+            ),
+            0.5,
+        ),
+        (
+            trajectory(
+                evaluate={"protocol": "learned"},
+                objective=["distribution", {"kind": "trajectory", "momentum": 0.3}],
+            ),
+            0.3,
+        ),
+        (trajectory(evaluate={"protocol": "learned", "momentum": 0.8}), 0.8),
+        (trajectory(evaluate={"protocol": "mtt"}), 0.9),
+        ({"evaluate": {"protocol": "learned", "lr": 0.01}}, 0.0),
+    ],
+)
+def test_a_learned_rate_is_judged_by_the_steps_it_is_for(values, momentum):
+    made = validate(values, FILE)
+    assert made.protocol.momentum == momentum
+    given = made.evaluate.resolved()
+    assert made.protocol == given.model_copy(update={"momentum": momentum})
+
+
+def test_a_momentum_is_a_share_or_learned():
+    assert "evaluate.momentum" in mistake({"evaluate": {"momentum": 1.0}})
+    assert "evaluate.momentum" in mistake({"evaluate": {"momentum": "published"}})
 
 
 def test_a_list_of_objectives_is_their_sum():
