@@ -40,7 +40,12 @@ PLAN = [
 OPTIONS: dict[str, dict[str, Any]] = {
     "dsa": {"optimise.inputs.lr": 1.0, "optimise.inputs.schedule": "cosine"},
     "dm": {},
-    "dance": {},
+    "dance": {
+        "experts.epochs": 1,
+        "experts.epoch_steps": 300,
+        "experts.batch_size": 256,
+        "experts.schedule": "constant",
+    },
     "idc": {},
     "mtt": FEW_EXPERTS,
 }
