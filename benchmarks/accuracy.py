@@ -64,6 +64,15 @@ MTT_SHORT: Options = {
     "source.max_start": 2,
     **{f"optimise.{leaf}.schedule": "cosine" for leaf in ("inputs", "step_size")},
 }
+LONGER_NETS: Options = {
+    "run.minutes": 15,
+    "optimise.inputs.lr": 2.0,
+    "experts.count": 3,
+    "experts.epochs": 10,
+    "experts.epoch_steps": 300,
+    "experts.batch_size": 64,
+    "experts.schedule": "cosine",
+}
 SHORT_EPOCHS = {"evaluate.epochs": 300}
 """For sets whose decoded items fill more than one mini-batch: about as many updates in all."""
 PLAN = [
@@ -105,6 +114,23 @@ PLAN = [
         "dance",
         {"run.minutes": 25, "optimise.inputs.lr": 2.0, "evaluate.protocol": "idc"},
         of="dance-25min",
+    ),
+    # nets that are trained longer, and the thousand epochs of the protocol
+    row("fashion_mnist", 10, "dance-15min-longer-nets", "dance", LONGER_NETS),
+    row(
+        "fashion_mnist",
+        10,
+        "dance-15min-longer-nets-300",
+        "dance",
+        {**LONGER_NETS, **SHORT_EPOCHS},
+        of="dance-15min-longer-nets",
+    ),
+    row(
+        "fashion_mnist",
+        50,
+        "dance-15min-longer-nets",
+        "dance",
+        {**LONGER_NETS, "evaluate.epochs": 150},
     ),
     row("fashion_mnist", 1, "dance-25min", "dance", {"run.minutes": 25, "evaluate.protocol": "dc"}),
     row(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mmdd import cli
+
 TINY = [
     "--steps",
     "2",
@@ -229,3 +231,29 @@ def test_ctrl_c_says_how_to_go_on_and_resume_finishes(tmp_path):
     code, _, err = mmdd("show", folder)
     assert code == 2
     assert "mmdd resume" in err
+
+
+@pytest.mark.parametrize(
+    ("told", "given", "expected"),
+    [
+        ("0.97 0.40 0.20 1/120 4242", None, None),
+        ("0.00 0.00 0.00 3/120 4242", None, "PASSIVE"),
+        ("none of the usual", None, "PASSIVE"),
+        (None, None, "PASSIVE"),
+        ("0.00 0.00 0.00 3/120 4242", "ACTIVE", "ACTIVE"),
+    ],
+)
+def test_threads_spin_only_where_nothing_else_runs(monkeypatch, tmp_path, told, given, expected):
+    load = tmp_path / "loadavg"
+    if told is not None:
+        load.write_text(told)
+    monkeypatch.setattr(cli, "LOAD", load)
+    monkeypatch.setattr(cli, "app", lambda: None)
+    monkeypatch.setenv("HF_HUB_VERBOSITY", "error")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    # what main sets is forgotten with the test
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    cli.main()
+    assert os.environ.get("OMP_WAIT_POLICY") == expected
