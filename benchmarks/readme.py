@@ -222,6 +222,27 @@ def gradient_speed() -> str:
     )
 
 
+def curves() -> str:
+    """Scores against steps, ours beside the plain loop."""
+    rows = read("curves")
+    found = {(r["method"], r["per_class"], int(r["steps"]), r["who"]): r for r in rows}
+    steps = sorted({key[2] for key in found})
+    head = ["per class", "method", *(f"{count:,} steps" for count in steps)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for per_class, method in sorted({(int(key[1]), key[0]) for key in found}):
+        cells = [str(per_class), f"`{method}`"]
+        for count in steps:
+            sides = [found.get((method, str(per_class), count, who)) for who in ("ours", "plain")]
+            cells.append(" / ".join(spread(row) for row in sides) if any(sides) else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(row: dict[str, str] | None) -> str:
+    """``mean ± std`` of a row of its own, or a dash."""
+    return "–" if row is None else f"{float(row['mean']):.1f} ± {float(row['std']):.1f}"  # noqa: RUF001
+
+
 def protocols() -> str:
     """What the quick protocol costs."""
     lines = ["| data | per class | row | `dc` | `quick` |", "|---|---|---|---|---|"]
@@ -239,6 +260,7 @@ def main() -> None:
     text = README.read_text(encoding="utf8")
     tables = {
         "results": accuracy,
+        "curves": curves,
         "speed": speed,
         "protocols": protocols,
         "graphs": graphs,
