@@ -20,7 +20,7 @@ from common import DATA, FEW_EXPERTS, append, is_done, machine, read
 
 import mmdd
 from mmdd.artifact import MANIFEST
-from mmdd.compose import compose
+from mmdd.compose import from_flags
 from mmdd.progress import PlainProgress
 
 TABLE = "accuracy"
@@ -308,7 +308,7 @@ def measure(line: dict[str, Any], args: argparse.Namespace, device: str) -> dict
 def kept(folder: Path, line: dict[str, Any], options: Options) -> mmdd.Distilled:
     """A set that was distilled before, to be scored as this line asks."""
     done = mmdd.load(folder)
-    wanted = compose(method=line["method"], options={"data.source": SETS[line["data"]], **options})
+    wanted = from_flags(SETS[line["data"]], method=line["method"], options=options)
     done.recipe.evaluate = wanted.evaluate
     done.results = {}
     return done

@@ -41,6 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dsa": {"optimise.inputs.lr": 1.0, "optimise.inputs.schedule": "cosine"},
     "dm": {},
     "dance": {
+        "experts.count": 4,
         "experts.epochs": 1,
         "experts.epoch_steps": 300,
         "experts.batch_size": 256,

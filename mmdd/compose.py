@@ -142,6 +142,9 @@ def compose(
     layers.append(("command line", nested(given)))
     layers.append(("override", nested(dict(options or {}))))
     modality = next((v["modality"] for _, v in reversed(layers) if v.get("modality")), None)
+    if modality is None:
+        modality = _modality_of_source(layers) or Recipe.model_fields["modality"].default
+        layers.insert(1, ("data", {"modality": modality}))
     layers[0] = (layers[0][0], _translated(layers[0][1], modality))
     other = variant(name, str(modality))
     if other is not None:
@@ -154,6 +157,16 @@ def compose(
             raise UserError(f"{origin}: {error}") from None
     values["method"] = name
     return validate(values, lambda key: _origin(layers, key))
+
+
+def _modality_of_source(layers: list[Layer]) -> str | None:
+    """The modality that the data tell, where a recipe names them and leaves it out."""
+    sections = [values.get("data") for _, values in reversed(layers)]
+    named = (part for part in sections if isinstance(part, Mapping))
+    source = next((part["source"] for part in named if "source" in part), None)
+    # a name of a Hub tells nothing, and to ask would import what reads data
+    here = isinstance(source, str) and (":" in source or Path(source).exists())
+    return modality_of(source) if here else None
 
 
 def _translated(method: dict[str, Any], modality: str | None) -> dict[str, Any]:

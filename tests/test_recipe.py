@@ -10,6 +10,7 @@ import pytest
 from mmdd.compose import (
     compose,
     find_recipe,
+    from_flags,
     is_recipe,
     merge,
     methods,
@@ -773,3 +774,31 @@ def test_a_method_has_other_rates_where_a_modality_says_so():
     said = {"modality": "text", "optimise.inputs.lr": 2.0}
     assert compose(method="dm", options=said).optimise.inputs.lr == 2.0
     assert all("/" not in name for name in methods())
+
+
+# -- the modality that nothing names ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["recipe", "options"])
+def test_a_recipe_that_names_no_modality_has_that_of_its_data(tmp_path, how):
+    table = tmp_path / "texts.csv"
+    table.write_text("text,label\nwhat a day,0\nhow bad it was,1\nvery good,0\nawful,1\n")
+    if how == "recipe":
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"method: datm\ndata: {{source: {table}}}\n")
+        made = from_flags(str(path))
+    else:
+        made = compose(method="datm", options={"data.source": str(table)})
+    assert made.modality == "text"
+    # what the method does otherwise on texts
+    assert made == from_flags(str(table), method="datm")
+
+
+def test_data_that_tell_nothing_are_images_with_what_a_method_does_there():
+    for made in (
+        compose(method="dance", options={"data.source": "owner/name"}),
+        from_flags("owner/name", method="dance"),
+        compose(method="dance"),
+    ):
+        assert made.modality == "images"
+        assert made.evaluate.protocol.name == "idc"
