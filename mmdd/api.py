@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmdd import artifact, build, machine, start
-from mmdd.compose import from_flags, modality_of, read_yaml
+from mmdd.compose import from_flags, merge, modality_of, nested, read_yaml
 from mmdd.errors import UserError
 from mmdd.experts import Experts
 from mmdd.modality import DataInfo, Splits
@@ -75,6 +75,7 @@ class Distilled:
         learners: int | None = None,
         baselines: bool = True,
         split: Split = "test",
+        options: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Train fresh learners on the set and score them on the real test split.
@@ -85,18 +86,34 @@ class Distilled:
         encoders: names; the recipe's own when empty.
         baselines: score random, herding and full data beside it.
         split: ``validation`` while options are chosen; such scores are not kept with the set.
+        options: values of the section ``evaluate`` by dotted key, in place of the recipe's, e.g.
+            ``{"evaluate.protocol": "idc"}``; such scores are not kept either.
 
-        Returns the object that ``mmdd evaluate --json`` prints.
+        Returns the object that ``mmdd evaluate --json`` prints. Raises `UserError` for options of
+        other sections, which made the set, and for those that cannot be.
         """
+        parts = self._judged_by(options) if options else self.parts
         splits = self._open(data)
-        judge = Judge(self.parts, splits, progress, split)
+        judge = Judge(parts, splits, progress, split)
         table = judge.table(
             self.synthetic, encoders=encoders, learners=learners, baselines=baselines
         )
-        report = self._report(judge, table)
-        if split == "test":
+        report = self._report(judge, table, alone=bool(options))
+        if split == "test" and not options:
             self.results = report
         return report
+
+    def _judged_by(self, options: Mapping[str, Any]) -> build.Parts:
+        """The parts of the set under other options of ``evaluate``."""
+        for key in options:
+            if key.partition(".")[0] != "evaluate":
+                raise UserError(
+                    "a set that is made can be scored otherwise, not made otherwise",
+                    got=key,
+                    expected="keys of the section evaluate, e.g. evaluate.protocol=idc",
+                )
+        values = merge(self.recipe.model_dump(mode="json"), nested(options))
+        return build.parts(validate(values, "option"), self.info, self.parts.device)
 
     def _open(self, data: Any) -> Splits:
         if data is None and self._splits is not None:
@@ -112,10 +129,10 @@ class Distilled:
         self._splits = splits
         return splits
 
-    def _report(self, judge: Judge, table: Table) -> dict[str, Any]:
+    def _report(self, judge: Judge, table: Table, alone: bool) -> dict[str, Any]:
         task = self.parts.task
         protocol = judge.protocol.model_dump()
-        if judge.split == "test" and self.results.get("protocol") == protocol:
+        if not alone and judge.split == "test" and self.results.get("protocol") == protocol:
             # other encoders under the same protocol: one table
             table = {**self.results["results"], **table}
         return {

@@ -157,6 +157,14 @@ def resume(folder: Folder, json_: Json = False) -> None:
 @app.command()
 def evaluate(
     folder: Folder,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="How to judge, e.g. evaluate.protocol=idc evaluate.epochs=300 (not kept).",
+            show_default=False,
+        ),
+    ] = None,
     encoders: Annotated[
         str | None, typer.Option(help="Names joined by commas, e.g. convnet,resnet18.")
     ] = None,
@@ -173,9 +181,11 @@ def evaluate(
     _require_folder(folder)
     names = [name.strip() for name in encoders.split(",")] if encoders else []
     from mmdd import api, catalog
+    from mmdd.compose import parse_overrides
     from mmdd.progress import for_terminal
     from mmdd.protocols import Split
 
+    options = parse_overrides(overrides or [])
     scored = catalog.require("split", split, get_args(Split))
     done = api.load(folder)
     known = catalog.options(done.recipe.modality).ENCODERS
@@ -188,14 +198,16 @@ def evaluate(
             learners=learners,
             baselines=baselines,
             split=scored,
+            options=options,
             progress=progress,
         ),
         folder,
     )
-    if scored == "test":
+    if scored == "test" and not options:
         _record(done)
-    asked = names or [done.parts.judge, *done.recipe.evaluate.encoders]
-    report = {**report, "results": {name: report["results"][name] for name in asked}}
+    if not options:
+        asked = names or [done.parts.judge, *done.recipe.evaluate.encoders]
+        report = {**report, "results": {name: report["results"][name] for name in asked}}
     _print_json(report) if json_ else _print_table(report)
 
 

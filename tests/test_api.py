@@ -124,6 +124,22 @@ def test_what_is_stored_in_fewer_numbers_is_exported_decoded(tmp_path):
     assert torch.equal(found["targets"], expected.targets)
 
 
+def test_a_set_is_scored_under_other_options_than_its_own():
+    done = mmdd.distill("digits", per_class=1, options=QUICK)
+    own = done.evaluate(baselines=False)
+    other = done.evaluate(
+        baselines=False, options={"evaluate.protocol": "idc", "evaluate.encoders": ["mlp"]}
+    )
+    assert other["protocol"]["name"] == "idc"
+    assert other["protocol"]["epochs"] == 2
+    assert set(other["results"]) == {"convnet", "mlp"}
+    assert done.results == own
+    assert done.recipe.evaluate.protocol.name == "quick"
+    assert done.evaluate(baselines=False)["results"] == own["results"]
+    with pytest.raises(UserError, match="scored otherwise, not made otherwise"):
+        done.evaluate(options={"optimise.steps": 3})
+
+
 def test_same_seed_same_bits_and_another_seed_another_set():
     data = SOURCES["pair"]()
     first, again, other = (

@@ -91,6 +91,26 @@ def test_a_score_on_validation_is_told_and_not_kept(finished):
     assert "Did you mean 'validation'?" in err
 
 
+def test_a_score_under_another_protocol_is_told_and_not_kept(finished):
+    folder, _ = finished
+    before = (folder / "mmdd.json").read_text()
+    code, out, err = mmdd("evaluate", folder, "evaluate.protocol=idc", "--no-baselines")
+    assert code == 0, err
+    # what the recipe sets beside its protocol stays
+    assert "protocol idc: 2 epochs" in out
+    assert (folder / "mmdd.json").read_text() == before
+    for word, told in {
+        "evaluate.protocol=icd": "did you mean 'idc'?",
+        "evaluate.protocol=learned": "trains at the learned step size",
+        "learner.width=4": "got 'learner.width'",
+        "idc": "expected key=value",
+    }.items():
+        code, out, err = mmdd("evaluate", folder, word)
+        assert code == 2
+        assert told in err
+        assert len(err.strip().splitlines()) == 1
+
+
 def test_show_and_export_and_list(finished, tmp_path):
     folder, _ = finished
     code, out, _ = mmdd("show", folder)
