@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mmdd.batch import Batch
 from mmdd.learner import Learner
@@ -134,8 +135,27 @@ def with_gradient(value: Tensor, gradients: Iterable[tuple[Tensor, Tensor]]) -> 
     `gradients` are pairs of a tensor with a graph and the derivative of `value` with respect to
     it. Lets compiled or memory-saving derivatives join the graph of decode and augmentation.
     """
-    linear = [(tensor * gradient.detach()).sum() for tensor, gradient in gradients]
-    if not linear:
+    pairs = [(tensor, gradient.detach().to(tensor.dtype)) for tensor, gradient in gradients]
+    if not pairs:
         return value.detach()
-    total = torch.stack(linear).sum()
-    return value.detach() + (total - total.detach())
+    tensors, known = zip(*pairs, strict=True)
+    found: Tensor = _Known.apply(value.detach(), known, *tensors)
+    return found
+
+
+class _Known(torch.autograd.Function):
+    """A value whose derivatives are known."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, known: tuple[Tensor, ...], *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*known)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        return (
+            None,
+            None,
+            *((gradient * slope).to(gradient.dtype) for gradient in ctx.saved_tensors),
+        )

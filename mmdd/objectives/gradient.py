@@ -88,15 +88,18 @@ class GradientMatching(Objective):
         pair = Pair.of(step, real, synthetic, self.by_group)
         nets = step.drawn.each()
         comparison = self._of(step.learner, nets[0].params, pair)
-        value = torch.zeros((), dtype=comparison.wide, device=step.learner.device)
-        gradients = [torch.zeros_like(leaf) for leaf in pair.learned()]
         seed = int(torch.randint(2**62, (1,), generator=step.random("gradient")))
         with torch.no_grad(), lent_generators(seed, step.learner.device):
-            for net in nets:
+            value, gradients = comparison(nets[0].params, pair, self.by_size)
+            for net in nets[1:]:
                 found, slopes = comparison(net.params, pair, self.by_size)
-                value += found / len(nets)
+                value += found
                 for total, slope in zip(gradients, slopes, strict=True):
-                    total += slope / len(nets)
+                    total += slope
+            if len(nets) > 1:
+                value /= len(nets)
+                for total in gradients:
+                    total /= len(nets)
         return with_gradient(value, zip(taken(synthetic, pair.mask), gradients, strict=True))
 
     def _of(self, learner: Learner, params: Params, pair: Pair) -> _Comparison | Factored:

@@ -141,7 +141,9 @@ def _thin(real: Real, name: str, layer: str, own: Seen) -> tuple[Products, Back]
     if layer in real.factors:
         told, rows = real.factors[layer]
         told, rows = told.to(inputs.dtype), real.exact.get(layer, rows).to(inputs.dtype)
-        aa, onto = _length(real.factors[layer], told), torch.bmm(torch.bmm(inputs, rows.mT), told)
+        aa = _length(real.factors[layer], told)
+        # the many rows first: on a CPU up to twice as fast as the few
+        onto = torch.bmm(torch.bmm(rows, inputs.mT).mT, told)
     else:
         a = real.formed[name]
         aa, onto = torch.linalg.vector_norm(a, dim=2).square(), torch.bmm(inputs, a.mT)
