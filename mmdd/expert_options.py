@@ -25,8 +25,7 @@ class Recording:
     epochs: snapshots are taken at the start and after every epoch.
     epoch_steps: SGD steps of one epoch; None for one pass over the data, ``ceil(N / batch_size)``.
     batch_size, lr, momentum, weight_decay: plain SGD.
-    schedule: of the rate: ``constant``, or ``cosine``, down to zero at the end of the last epoch:
-        a net at its end, which is what interpolated pairs ask for, is better in fewer steps.
+    schedule: of the rate: ``constant``, or ``cosine``, down to zero at the end of the last epoch.
     augment: train under the recipe's augmentation.
     sharpness: flat trajectories (FTD): adaptive GSAM with the radius `rho` and, times `alpha`, the
         part of the old gradient orthogonal to the new one taken off; see `mmdd.cohort`.
