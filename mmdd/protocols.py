@@ -107,7 +107,8 @@ class Evaluate(Section):
     )
     learners: Positive = 3
     learner: Any = Field(
-        None, description="net that judges, written like `learner`; none: the one it is made with"
+        None,
+        description="net that judges; one of the kind of `learner` has what is unset from there",
     )
     encoders: list[str] = Field(default=[], description="others that judge too")
     selection: Literal["last", "validation"] | None = None

@@ -69,14 +69,25 @@ class Recipe(Section):
             judging = _union(options.AUGMENTATIONS, section, "evaluate.augment", "kind")
             self.evaluate = self.evaluate.model_copy(update={"augment": judging})
         if self.evaluate.learner is not None:
-            section = self.evaluate.learner
-            section = {"encoder": section} if isinstance(section, str) else section
+            section = self._beside_learner(self.evaluate.learner)
             judge = _union(options.ENCODERS, section, "evaluate.learner", "encoder")
             self.evaluate = self.evaluate.model_copy(update={"learner": judge})
         for name in self.evaluate.encoders:
             with at("evaluate.encoders"):
                 catalog.require("encoder", name, options.ENCODERS)
         return self
+
+    def _beside_learner(self, section: Any) -> Any:
+        """``evaluate.learner`` with what it leaves out: a net of the same kind is `learner`'s."""
+        section = {"encoder": section} if isinstance(section, str) else section
+        if not isinstance(section, dict):
+            return section
+        own = self.learner.model_dump()
+        return (
+            {**own, **section}
+            if section.get("encoder", own["encoder"]) == own["encoder"]
+            else section
+        )
 
     @model_validator(mode="after")
     def _combinations(self) -> Recipe:

@@ -802,3 +802,21 @@ def test_data_that_tell_nothing_are_images_with_what_a_method_does_there():
     ):
         assert made.modality == "images"
         assert made.evaluate.protocol.name == "idc"
+
+
+def test_a_judging_net_of_the_same_kind_has_what_it_leaves_out_from_the_learner():
+    options = {"learner.width": 8, "learner.norm": "layer"}
+    made = compose("images/digits_dm", options=options | {"evaluate.learner.width": 16})
+    assert made.evaluate.learner == made.learner.model_copy(update={"width": 16})
+    for same in ("convnet", {"encoder": "convnet"}):
+        assert compose(
+            "images/digits_dm", options=options | {"evaluate.learner": same}
+        ).evaluate.learner == (made.learner)
+    other = compose(
+        "images/digits_dm", options=options | {"evaluate.learner": "mlp"}
+    ).evaluate.learner
+    assert other == compose("images/digits_dm", options={"learner.encoder": "mlp"}).learner
+    again = compose(
+        "images/digits_dm", options={"evaluate.learner": made.evaluate.learner.model_dump()}
+    )
+    assert again.evaluate.learner == made.evaluate.learner
