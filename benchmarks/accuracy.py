@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from common import DATA, FEW_EXPERTS, append, is_done, machine, read
+from common import DATA, FEW_EXPERTS, append, is_done, machine, read, widths
 
 import mmdd
 from mmdd.artifact import MANIFEST
@@ -334,21 +334,22 @@ FULL = ("full_mean", "full_std")
 def known(line: dict[str, Any], learners: int, protocol: str) -> dict[str, Any]:
     """Baselines that the table holds already for this data, budget and protocol.
 
-    They depend on nothing else: same learners, same seeds, same augmentation. Full data has a
-    protocol of its own, so any row of the data knows it. The column ``baselines`` says which row
-    measured the others. Another net, or a rate that was learned with the set, has its own.
+    They depend on the net that judges (and herding on the one that the set is made with) and on
+    nothing else: same learners, same seeds, same augmentation. Full data has a protocol of its own,
+    so any row of the data and the judging net knows it. The column ``baselines`` says which row
+    measured the others. A rate that was learned with the set has its own.
     """
     found: dict[str, Any] = {}
-    if any(key.startswith("learner.") for key in line["options"]):
-        return found
+    made, judges = widths([f"{key}={value}" for key, value in line["options"].items()])
     for other in read(TABLE):
         if other["data"] != line["data"] or other["learners"] != str(learners):
             continue
-        if "learner." in other["options"]:
+        chosen, judged = widths(other["options"].split())
+        if judged != judges:
             continue
         if other.get("full_mean"):
             found |= {key: other[key] for key in FULL}
-        if protocol.startswith("mtt"):
+        if protocol.startswith("mtt") or chosen != made:
             continue
         alike = other["per_class"] == str(line["per_class"]) and other["protocol"] == protocol
         if alike and other.get("random_mean") and "baselines" not in found:

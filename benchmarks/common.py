@@ -14,6 +14,8 @@ import torch
 
 from mmdd.provenance import commit
 
+WIDTH = 128
+"""Of the field's ConvNet."""
 RESULTS = Path(__file__).parent / "results"
 FEW_EXPERTS = {
     "experts.count": 4,
@@ -58,6 +60,16 @@ def read(table: str) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def widths(options: Iterable[str]) -> tuple[int, int]:
+    """Width of the ConvNet that a set was made with, and of the one that judges it.
+
+    Of ``key=value`` in `options`; a judging net has from the other what it is not given itself.
+    """
+    given = dict(word.partition("=")[::2] for word in options)
+    made = int(given.get("learner.width", WIDTH))
+    return made, int(given.get("evaluate.learner.width", made))
 
 
 def with_full(rows: list[dict[str, str]]) -> list[dict[str, str]]:

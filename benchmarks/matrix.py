@@ -13,7 +13,7 @@ import json
 import shlex
 from collections.abc import Iterator
 
-from common import read, with_full
+from common import WIDTH, read, widths, with_full
 
 from mmdd.compose import compose
 
@@ -158,9 +158,13 @@ def best(line: Line) -> dict[str, dict[str, str]]:
 
 
 def narrow(row: dict[str, str]) -> str:
-    """Words for a net that is narrower than the paper's, in the table of papers' nets."""
-    smaller = "label" in row and "learner.width=32" in row.get("options", "")
-    return " (width 32)" if smaller else ""
+    """Words for nets that are narrower than the paper's, in the table of papers' nets."""
+    if "distil_seconds" not in row or "label" not in row:
+        return ""
+    made, judge = widths(row["options"].split())
+    if made == WIDTH:
+        return ""
+    return f" (width {made})" if made == judge else f" (made at width {made})"
 
 
 def command(line: Line, row: dict[str, str]) -> str:

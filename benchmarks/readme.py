@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common import read, with_full
+from common import WIDTH, read, widths, with_full
 from matrix import matrix
 
 README = Path(__file__).parents[1] / "README.md"
@@ -41,10 +41,12 @@ def accuracy() -> str:
         used = int(row.get("threads") or row["cores"])
         cores = "1 core" if used == 1 else f"{used} cores"
         cost = f"{int(row['distil_seconds']) / 60:.0f} min, {row['steps']} steps, {cores}"
-        width = next((w for w in row["options"].split() if w.startswith("learner.width=")), "")
-        method = f"`{row.get('method') or 'dm'}`" + (
-            f", {width.partition('.')[2]}" if width else ""
-        )
+        made, judge = widths(row["options"].split())
+        method = f"`{row.get('method') or 'dm'}`"
+        if made != judge:
+            method += f", made at width {made}"
+        elif made != WIDTH:
+            method += f", width {made}"
         rate = next((w for w in row["options"].split() if w.startswith("evaluate.lr=")), "")
         epochs = row["protocol"] + (f" at {rate.partition('=')[2]}" if rate else "")
         lines.append(
@@ -54,8 +56,10 @@ def accuracy() -> str:
     lines += [
         "",
         f"Test accuracy in %, {first['learners']} fresh learners, last epoch of the last iterate;"
-        " a ConvNet of width 128 where no other is named. Rows are as far as the minutes went, on"
-        " two kinds of CPU (the file says which), not the published schedules. All columns of a"
+        " a ConvNet of width 128 where no other is named. Sets that are made at another width are"
+        " judged at 128 as well (`learner.width=32 evaluate.learner.width=128`). Rows are as far as"
+        " the minutes went, on two kinds of CPU (the file says which), not the published schedules."
+        " All columns of a"
         " row share the protocol, but full data, which is trained by a recipe fit for it."
         " `python benchmarks/accuracy.py` repeats and extends"
         " the table"

@@ -290,6 +290,7 @@ def run_recipe(
     parts = build.parts(recipe, splits.info, device)
     # before anything is written or recorded
     start.require_attention(parts)
+    build.per_step(recipe, splits.train.joint)
     counts = start.budget(recipe, splits.train.group_sizes, splits.info)
     told = start.told_budget(counts, splits.train.group_sizes, splits.info, recipe)
     for note in (*splits.info.notes, told):

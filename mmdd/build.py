@@ -149,14 +149,14 @@ def distiller(parts: Parts, splits: Splits, experts: Experts | None = None) -> D
         selector=selector(recipe),
         teacher=teacher if synthetic.labels.kind == "teacher" else None,
         per_group=recipe.real.per_group,
-        synthetic_per_group=per_step(recipe, synthetic),
+        synthetic_per_group=per_step(recipe, synthetic.joint),
         pass_items=recipe.real.pass_items,
     )
 
 
-def per_step(recipe: Recipe, synthetic: SyntheticSet) -> int | None:
+def per_step(recipe: Recipe, joint: bool) -> int | None:
     """Items of a group that a step sees; `UserError` where the set cannot be taken apart."""
-    if recipe.synthetic.per_step is not None and synthetic.joint:
+    if recipe.synthetic.per_step is not None and joint:
         raise UserError(
             "synthetic.per_step takes some items of a set; these are one structure",
             got=recipe.synthetic.per_step,

@@ -35,15 +35,22 @@ class PlainProgress(Progress):
 
     @contextlib.contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Update]:
-        """Print how far the work is."""
+        """Print how far the work is, and the time that is left where that is minutes."""
         started = said = time.monotonic()
+        first: int | None = None
 
         def update(done: int, total: int | None = total, **facts: float) -> None:
-            nonlocal said
+            nonlocal said, first
             now = time.monotonic()
+            first = done if first is None else first
             if now - said >= self.seconds:
                 said = now
-                self.say(f"{name} {done}/{total} {describe(facts)} {now - started:.0f}s")
+                spent, left = now - started, ""
+                if total is not None and done > first:
+                    # of this session's own pace: work that is resumed has begun with some done
+                    minutes = spent * (total - done) / (done - first) / 60
+                    left = f", {minutes:.0f} min left" if minutes >= 1 else ""
+                self.say(f"{name} {done}/{total} {describe(facts)} {spent:.0f}s{left}")
 
         yield update
         self.say(f"{name}: {time.monotonic() - started:.1f}s")

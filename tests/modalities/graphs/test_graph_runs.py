@@ -209,3 +209,11 @@ def test_mistakes_are_told_before_any_work(options, words):
 def test_more_nodes_than_labelled_ones_are_refused():
     with pytest.raises(UserError, match="fewer training items than asked for"):
         mmdd.distill(blocks(), method="gcond-x", per_class=40, options=few("gcond-x"))
+
+
+def test_a_step_of_some_nodes_is_refused_before_a_folder_is_begun(tmp_path):
+    with pytest.raises(UserError, match="these are one structure"):
+        mmdd.distill(
+            blocks(), method="gcdm", items=6, out=tmp_path / "r", options={"synthetic.per_step": 2}
+        )
+    assert not (tmp_path / "r").exists()
