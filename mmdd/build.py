@@ -24,7 +24,6 @@ from mmdd.selection import RealSelector
 from mmdd.sources import ParameterSource, Surroundings
 from mmdd.start import budget, synthetic_set
 from mmdd.step import WeightedSum
-from mmdd.synthetic import SyntheticSet
 from mmdd.teacher import Teacher
 
 __all__ = [
