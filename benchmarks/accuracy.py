@@ -75,10 +75,10 @@ LONGER_NETS: Options = {
 }
 NARROW_NETS: Options = {
     "experts.count": 4,
-    "experts.epochs": 1,
-    "experts.epoch_steps": 4000,
+    "experts.epochs": 12,
+    "experts.epoch_steps": 1000,
     "experts.batch_size": 64,
-    "experts.schedule": "constant",
+    "experts.schedule": "cosine",
 }
 NARROW: Options = {"learner.width": 32, "evaluate.learner.width": 128}
 """Made with a net of a quarter of the width, in a quarter of the time; judged like the others."""
@@ -158,14 +158,31 @@ PLAN = [
     row(
         "fashion_mnist",
         50,
-        "dance-w32-1000",
+        "dance-w32-400",
         "dance",
         {
             **NARROW,
             **NARROW_NETS,
-            "optimise.steps": 1000,
+            "optimise.steps": 400,
             "optimise.inputs.lr": 2.0,
             "evaluate.epochs": 60,
+            "evaluate.baselines": ["random"],
+        },
+    ),
+    row(
+        "fashion_mnist",
+        10,
+        "dsa-w32-3000",
+        "dsa",
+        {
+            **NARROW,
+            "optimise.steps": 3000,
+            "real.per_group": 64,
+            "optimise.inputs.lr": 2.0,
+            "optimise.inputs.schedule": "cosine",
+            # ten epochs at five times the rate for the fifty of the paper
+            "source.inner": 10,
+            "source.lr": 0.05,
         },
     ),
     row(

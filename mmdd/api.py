@@ -92,6 +92,7 @@ class Distilled:
         Returns the object that ``mmdd evaluate --json`` prints. Raises `UserError` for options of
         other sections, which made the set, and for those that cannot be.
         """
+        machine.keep_memory()
         parts = self._judged_by(options) if options else self.parts
         splits = self._open(data)
         judge = Judge(parts, splits, progress, split)
