@@ -223,7 +223,8 @@ def _making(manifest: Mapping[str, Any]) -> str:
         "How it was made",
         {
             "method": recipe.get("method"),
-            "encoder": _part(recipe, "learner").get("encoder"),
+            "encoder": _net(_part(recipe, "learner")),
+            "judged by": _net(_part(_part(recipe, "evaluate"), "learner")),
             "budget": ", ".join(size),
             "steps": f"{run['steps']:,}" if isinstance(run.get("steps"), int) else None,
             "time": _seconds(run.get("seconds")),
@@ -234,6 +235,11 @@ def _making(manifest: Mapping[str, Any]) -> str:
             "software": made + (f", commit `{str(origin)[:12]}`" if origin else ""),
         },
     )
+
+
+def _net(options: Mapping[str, Any]) -> str:
+    width = options.get("width")
+    return f"{options.get('encoder') or ''}" + (f", width {width}" if width else "")
 
 
 def _seconds(value: Any) -> str | None:

@@ -559,6 +559,15 @@ def test_card_front_matter(folder):
     assert features[1]["dtype"]["class_label"]["names"] == dict(zip("0123", NAMES, strict=True))
 
 
+def test_card_tells_the_nets_that_made_and_judged():
+    recipe = {"learner": {"encoder": "convnet", "width": 32}}
+    assert "| encoder | convnet, width 32 |" in card.card({"recipe": recipe})
+    assert "judged by" not in card.card({"recipe": recipe})
+    recipe["evaluate"] = {"learner": {"encoder": "convnet", "width": 128}}
+    assert "| judged by | convnet, width 128 |" in card.card({"recipe": recipe})
+    assert "| encoder | mlp |" in card.card({"recipe": {"learner": {"encoder": "mlp"}}})
+
+
 def test_card_tells_what_a_reader_needs(folder):
     artifact.update_results(folder, RESULTS)
     text = (folder / "README.md").read_text()
