@@ -121,8 +121,9 @@ def keep_memory() -> bool:
     """Keep freed blocks for the next step, where the C library is glibc; True if it does now.
 
     Left alone, it hands blocks of 32 MiB and more back to the system at once and gets them anew,
-    page by page: an eighth of a training step (ConvNet-D3-W128, 64 images). The most that is held
-    at a time is the same. What the environment says (``MALLOC_TRIM_THRESHOLD_``) stays.
+    page by page: an eighth of a training step (ConvNet-D3-W128, 64 images). What gaps between kept
+    blocks cost in memory is measured in ``benchmarks/NOTES.md``: nothing there, up to a quarter in
+    long trajectories. What the environment says (``MALLOC_TRIM_THRESHOLD_``) stays.
     """
     own = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
     if any(name in os.environ for name in own):
