@@ -163,6 +163,7 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, Any]:
         "core_ratio_median": round(median(cores), 2),
         "first_step_seconds": round(first, 1),
         "real_share": round(real_share(ours, median(mine[0])), 2),
+        "memory": "handed back" if args.default_memory else "kept",
         "gradient_cosine": f"{angle(ours, make):.5f}",
         **machine(),
     }
@@ -178,7 +179,13 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--methods", default="dc,dsa")
+    parser.add_argument(
+        "--default-memory", action="store_true", help="hand freed memory back, as PyTorch does"
+    )
     args = parser.parse_args()
+    if not args.default_memory:
+        # as every run of this package does; the plain loop gains even more by it
+        mm.keep_memory()
     if args.depth is None:
         args.depth = 3 if Path(args.data).exists() else 2
     for method in args.methods.split(","):

@@ -222,9 +222,18 @@ def gradient_speed() -> str:
     return "".join(
         f" A {name.upper()} step takes {float(row['seconds_per_step']):.1f} s on {row['cores']}"
         f" cores of {row['machine'].split(' family')[0]}, **{row['ratio_median']} times** as fast"
-        " as the plain loop (`benchmarks/gradient_step.py`)."
+        f" as the plain loop{memory(row)} (`benchmarks/gradient_step.py`)."
         for name, row in latest.items()
     )
+
+
+def memory(row: dict[str, str]) -> str:
+    """Words for what happens to freed memory, which decides the plain loop's time."""
+    told = {
+        "kept": ", both with freed memory kept as runs of this package do",
+        "handed back": ", both handing freed memory back as PyTorch does by itself",
+    }
+    return told.get(row.get("memory") or "", "")
 
 
 def curves() -> str:
