@@ -17,6 +17,7 @@ from common import DATA, alternate, append, machine, median
 from torch import Tensor, nn
 
 from mmdd import build, compose
+from mmdd import machine as mm
 from mmdd.modalities.images.augment import DSA
 
 REAL, ROUNDS = 256, 7
@@ -98,8 +99,8 @@ def feature_error(step: Any) -> float:
     batch = step.real_batch()
     groups = step.real.num_groups
     with torch.no_grad():
-        fast = batch.group_means(learner.features(step.drawn, batch), groups)
-        slow = batch.group_means(exact.features(step.drawn, batch), groups)
+        fast = batch.group_means(learner.features(step.drawn.params, batch), groups)
+        slow = batch.group_means(exact.features(step.drawn.params, batch), groups)
     return float((fast - slow).norm() / slow.norm())
 
 
@@ -109,9 +110,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--default-memory", action="store_true", help="hand freed memory back, as PyTorch does"
+    )
     args = parser.parse_args()
-    from mmdd import machine as mm
-
+    if not args.default_memory:
+        mm.keep_memory()
     device = mm.device(args.device)
     recipe = compose.compose(
         flags={"data.source": args.data, "run.device": str(device)},
@@ -160,6 +164,7 @@ def main() -> None:
         "ratio_median": round(median(ratios), 2),
         "ratio_min": round(min(ratios), 2),
         "ratio_max": round(max(ratios), 2),
+        "memory": "handed back" if args.default_memory else "kept",
         "first_step_seconds": round(compile_seconds, 1),
         "gflop_per_step": round(work / 1e9, 1),
         "limit_float32_s": round(work / limit(torch.float32, device), 3),

@@ -208,9 +208,10 @@ def speed() -> str:
     row = rows[-1]
     return (
         f"A DM step ({row['data']}, 10 per class, width {row['width']}, 256 real images per class,"
-        f" DSA) takes {float(row['seconds_per_step']):.2f} s on {row['cores']} cores,"
+        f" DSA) takes {float(row['seconds_per_step']):.2f} s on {row['cores']} cores of"
+        f" {row['machine'].split(' family')[0]},"
         f" **{row['ratio_median']} times** as fast as a plainly written float32 loop over classes"
-        " timed in turn with it"
+        f" timed in turn with it{memory(row)}"
         f" (`benchmarks/dm_step.py`; the arithmetic limit is {row['limit_bfloat16_s']} s)."
         + gradient_speed()
     )
