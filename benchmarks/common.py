@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import platform
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mmdd.machine import keep_memory
 from mmdd.provenance import commit
 
 WIDTH = 128
@@ -60,6 +62,21 @@ def read(table: str) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def memory_option(parser: argparse.ArgumentParser) -> None:
+    """Let a benchmark run as PyTorch does by itself."""
+    parser.add_argument(
+        "--default-memory", action="store_true", help="hand freed memory back, as PyTorch does"
+    )
+
+
+def settled_memory(args: argparse.Namespace) -> str:
+    """Keep freed memory, as every run of this package does, unless asked not to; say which.
+
+    Plain loops in float32, whose maps are large blocks, gain even more by it.
+    """
+    return "kept" if not args.default_memory and keep_memory() else "handed back"
 
 
 def widths(options: Iterable[str]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import torch
-from common import DATA, alternate, append, machine, median
+from common import DATA, alternate, append, machine, median, memory_option, settled_memory
 from torch import Tensor, nn
 
 from mmdd import build, compose
@@ -110,12 +110,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument(
-        "--default-memory", action="store_true", help="hand freed memory back, as PyTorch does"
-    )
+    memory_option(parser)
     args = parser.parse_args()
-    if not args.default_memory:
-        mm.keep_memory()
+    memory = settled_memory(args)
     device = mm.device(args.device)
     recipe = compose.compose(
         flags={"data.source": args.data, "run.device": str(device)},
@@ -164,7 +161,7 @@ def main() -> None:
         "ratio_median": round(median(ratios), 2),
         "ratio_min": round(min(ratios), 2),
         "ratio_max": round(max(ratios), 2),
-        "memory": "handed back" if args.default_memory else "kept",
+        "memory": memory,
         "first_step_seconds": round(compile_seconds, 1),
         "gflop_per_step": round(work / 1e9, 1),
         "limit_float32_s": round(work / limit(torch.float32, device), 3),

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import DATA, alternate, append, machine, median
+from common import DATA, alternate, append, machine, median, memory_option, settled_memory
 from plain import PlainNet, plain_loss
 from torch import Tensor
 
@@ -163,7 +163,6 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, Any]:
         "core_ratio_median": round(median(cores), 2),
         "first_step_seconds": round(first, 1),
         "real_share": round(real_share(ours, median(mine[0])), 2),
-        "memory": "handed back" if args.default_memory else "kept",
         "gradient_cosine": f"{angle(ours, make):.5f}",
         **machine(),
     }
@@ -179,17 +178,13 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--methods", default="dc,dsa")
-    parser.add_argument(
-        "--default-memory", action="store_true", help="hand freed memory back, as PyTorch does"
-    )
+    memory_option(parser)
     args = parser.parse_args()
-    if not args.default_memory:
-        # as every run of this package does; the plain loop gains even more by it
-        mm.keep_memory()
+    memory = settled_memory(args)
     if args.depth is None:
         args.depth = 3 if Path(args.data).exists() else 2
     for method in args.methods.split(","):
-        row = measure(method, args)
+        row = {**measure(method, args), "memory": memory}
         for key, value in row.items():
             print(f"{key:<28} {value}")
         append("gradient_step", row)

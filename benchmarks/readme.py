@@ -61,7 +61,9 @@ def accuracy() -> str:
         " the minutes went, on two kinds of CPU (the file says which), not the published schedules."
         " The nets that `dance`, `mtt` and `datm` follow are recorded before, once, in minutes that"
         " are not counted here. All columns of a"
-        " row share the protocol, but full data, which is trained by a recipe fit for it."
+        " row share the protocol, but full data, which is trained by a recipe fit for it; herding"
+        " may have chosen in a net of width 128 for a set made at 32 (column `baselines` of the"
+        " file)."
         " `python benchmarks/accuracy.py` repeats and extends"
         " the table"
         " ([`accuracy.csv`](benchmarks/results/accuracy.csv)).",

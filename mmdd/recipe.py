@@ -83,11 +83,8 @@ class Recipe(Section):
         if not isinstance(section, dict):
             return section
         own = self.learner.model_dump()
-        return (
-            {**own, **section}
-            if section.get("encoder", own["encoder"]) == own["encoder"]
-            else section
-        )
+        same = section.get("encoder", own["encoder"]) == own["encoder"]
+        return {**own, **section} if same else section
 
     @model_validator(mode="after")
     def _combinations(self) -> Recipe:
