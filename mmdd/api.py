@@ -10,10 +10,14 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmdd import artifact, build, machine, start
+from mmdd import artifact, build, machine
+from mmdd.assembly import restore
+from mmdd.budget import budget, told_budget
 from mmdd.compose import from_flags, merge, modality_of, nested, read_yaml
+from mmdd.earlier import require_fit
 from mmdd.errors import UserError
 from mmdd.experts import Experts
+from mmdd.first_labels import require_attention
 from mmdd.modality import DataInfo, Splits
 from mmdd.progress import Progress
 from mmdd.protocols import Split
@@ -290,10 +294,11 @@ def run_recipe(
     recipe = build.fitted(recipe, splits.info)
     parts = build.parts(recipe, splits.info, device)
     # before anything is written or recorded
-    start.require_attention(parts)
+    require_attention(parts)
     build.per_step(recipe, splits.train.joint)
-    counts = start.budget(recipe, splits.train.group_sizes, splits.info)
-    told = start.told_budget(counts, splits.train.group_sizes, splits.info, recipe)
+    counts = budget(recipe, splits.train.group_sizes, splits.info)
+    require_fit(parts, counts)
+    told = told_budget(counts, splits.train.group_sizes, splits.info, recipe)
     for note in (*splits.info.notes, told):
         progress.say(note)
     if folder is not None and not resume:
@@ -378,7 +383,7 @@ def load(folder: str | Path) -> Distilled:
     parts = build.parts(recipe, info, device)
     return Distilled(
         parts,
-        start.restore(parts, found.tensors),
+        restore(parts, found.tensors),
         found.manifest["run"],
         found.manifest.get("results", {}),
         Path(folder),

@@ -25,7 +25,8 @@ from typing import Any
 from torch import Tensor
 
 from mmdd import catalog, files
-from mmdd.card import MARK, card
+from mmdd.card import card
+from mmdd.card_header import MARK
 from mmdd.errors import UserError
 from mmdd.parquet import Columns, write_parquet
 from mmdd.provenance import commit, versions

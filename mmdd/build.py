@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mmdd import catalog
+from mmdd.budget import budget
 from mmdd.cache import cache_folder
 from mmdd.distiller import Distiller
 from mmdd.errors import UserError
@@ -22,7 +23,7 @@ from mmdd.recording import record
 from mmdd.rng import Streams
 from mmdd.selection import RealSelector
 from mmdd.sources import ParameterSource, Surroundings
-from mmdd.start import budget, synthetic_set
+from mmdd.start import synthetic_set
 from mmdd.step import WeightedSum
 from mmdd.teacher import Teacher
 

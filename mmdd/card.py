@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
 
+from mmdd.card_header import front_matter, part, public_name, title
 from mmdd.scores import ROWS, is_share
-
-MARK = "dataset-distillation"
-"""A tag of every card, by which a card of ours is told from somebody's README."""
-
-PARQUET_GLOB = "data/train-*.parquet"
-CATEGORIES = {
-    ("images", "classification"): "image-classification",
-    ("images", "multi-label"): "image-classification",
-    ("text", "classification"): "text-classification",
-    ("text", "multi-label"): "text-classification",
-    ("audio", "classification"): "audio-classification",
-    ("audio", "multi-label"): "audio-classification",
-    ("video", "classification"): "video-classification",
-    ("graphs", "classification"): "graph-ml",
-    ("timeseries", "forecasting"): "time-series-forecasting",
-    ("pairs", "retrieval"): "text-retrieval",
-}
-"""(modality, task) -> task category of the Hub."""
 
 
 def card(manifest: Mapping[str, Any]) -> str:
@@ -50,146 +31,35 @@ def card(manifest: Mapping[str, Any]) -> str:
         _repeating(manifest),
     ]
     header = yaml.safe_dump(front_matter(manifest), sort_keys=False, width=88)
-    return f"---\n{header}---\n\n" + "\n\n".join(part for part in body if part) + "\n"
-
-
-# -- what the Hub and `datasets` read --------------------------------------------------------------
-
-
-def front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the YAML header: where the data lies, its features and how it is found."""
-    info, data = _part(manifest, "info"), _part(manifest, "data")
-    items = _part(manifest, "budget").get("items")
-    header: dict[str, Any] = {"pretty_name": _title(manifest), "license": "unknown"}
-    category = CATEGORIES.get((str(info.get("modality")), str(info.get("task"))))
-    if category:
-        header["task_categories"] = [category]
-    if info.get("source"):
-        header["source_datasets"] = [public_name(info["source"])]
-    if isinstance(items, int):
-        header["size_categories"] = [size_category(items)]
-    header["tags"] = [MARK, "synthetic", "mmdd"]
-    if data:
-        path = data.get("path", PARQUET_GLOB)
-        header["configs"] = [
-            {"config_name": "default", "data_files": [{"split": "train", "path": path}]}
-        ]
-    features = yaml_features(data.get("features"))
-    info_of_data = _dataset_info(features, data) if features else {}
-    info_of_data |= _told_apart(manifest)
-    if info_of_data:
-        header["dataset_info"] = info_of_data
-    return header
-
-
-def _dataset_info(features: list[dict[str, Any]], data: Mapping[str, Any]) -> dict[str, Any]:
-    size = data.get("bytes", 0)
-    split = {"name": "train", "num_bytes": size, "num_examples": data.get("examples", 0)}
-    return {"features": features, "splits": [split], "dataset_size": size}
-
-
-def _told_apart(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A description that names the content of the parquet file.
-
-    ``load_dataset`` keeps a local folder in its cache under a hash of this header, not of the data:
-    without it, a second set of the same shape in a folder of the same name reads as the first.
-    """
-    for name, facts in _part(manifest, "files").items():
-        if name.endswith(".parquet"):
-            return {"description": f"parquet sha256 {facts['sha256']}"}
-    return {}
-
-
-def yaml_features(features: Any) -> list[dict[str, Any]] | None:
-    """``datasets.Features.to_dict()`` as the list that a card holds; None if one is unknown here.
-
-    The parquet file carries its features too, so that leaving them out costs nothing but a preview.
-    """
-    if not isinstance(features, Mapping) or not features:
-        return None
-    found = []
-    for name, feature in features.items():
-        entry = _yaml_feature(feature)
-        if entry is None:
-            return None
-        found.append({"name": name, **entry})
-    return found
-
-
-def _yaml_feature(feature: Any) -> dict[str, Any] | None:
-    kind = feature.get("_type") if isinstance(feature, Mapping) else None
-    if kind in ("Image", "Audio", "Video") and set(feature) == {"_type"}:
-        return {"dtype": kind.lower()}
-    if kind == "ClassLabel":
-        names = {str(place): name for place, name in enumerate(feature["names"])}
-        return {"dtype": {"class_label": {"names": names}}}
-    if kind == "Value":
-        return {"dtype": feature["dtype"]}
-    if kind == "List":
-        inner = _yaml_feature(feature["feature"])
-        length = {"length": feature["length"]} if feature.get("length", -1) > 0 else {}
-        # a list of one type is that type alone: {list: float32}, not {list: {dtype: float32}}
-        return None if inner is None else {"list": inner.get("dtype", inner), **length}
-    return None
-
-
-def size_category(items: int) -> str:
-    """Return the Hub's category of a number of items."""
-    steps = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
-    if items < 1000:
-        return "n<1K"
-    place = min(int(math.log10(items + 0.5)) - 3, len(steps) - 2)
-    return f"{steps[place]}<n<{steps[place + 1]}"
-
-
-def public_name(source: Any) -> str:
-    """Name of a source without the folders of the machine it lay on."""
-    text = str(source)
-    for kind in (PurePosixPath, PureWindowsPath):
-        path = kind(text)
-        if path.is_absolute() or text.startswith(("~", "..")):
-            return path.name or text
-    return text.removeprefix("./")
+    return f"---\n{header}---\n\n" + "\n\n".join(section for section in body if section) + "\n"
 
 
 # -- what a person reads ---------------------------------------------------------------------------
 
 
-def _part(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = manifest.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _title(manifest: Mapping[str, Any]) -> str:
-    source = _part(manifest, "info").get("source")
-    items = _part(manifest, "budget").get("items")
-    name = public_name(source) if source else "A data set"
-    return f"{name} distilled to {items:,} items" if isinstance(items, int) else f"{name} distilled"
-
-
 def _opening(manifest: Mapping[str, Any]) -> str:
-    source = _part(manifest, "info").get("source")
+    source = part(manifest, "info").get("source")
     real = f"`{public_name(source)}`" if source else "a larger set"
-    train = _part(_part(manifest, "info"), "sizes").get("train")
+    train = part(part(manifest, "info"), "sizes").get("train")
     of = f" ({train:,} training items)" if isinstance(train, int) else ""
     lines = [
-        f"# {_title(manifest)}",
+        f"# {title(manifest)}",
         f"A small synthetic training set that stands for {real}{of}: its items were optimised so"
         " that a model trained on them does as well as possible on the real data (dataset"
         " distillation). They are not items of the real set, and the licence of the real data"
         " applies to them as far as it reaches.",
     ]
-    if "picture.png" in _part(manifest, "files"):
+    if "picture.png" in part(manifest, "files"):
         lines.append("![The items, one row per class](picture.png)")
     return "\n\n".join(lines)
 
 
 def _source(manifest: Mapping[str, Any]) -> str:
-    info = _part(manifest, "info")
+    info = part(manifest, "info")
     names = [str(name) for name in info.get("names") or ()]
     classes = f"{info['classes']:,}: {_shortened(names)}" if info.get("classes") else None
-    given = [f"{k} {_numbers(value)}" for k, value in _part(info, "normalisation").items()]
-    splits = [f"{count:,} {name}" for name, count in _part(info, "sizes").items() if count]
+    given = [f"{k} {_numbers(value)}" for k, value in part(info, "normalisation").items()]
+    splits = [f"{count:,} {name}" for name, count in part(info, "sizes").items() if count]
     return _table(
         "Source",
         {
@@ -215,17 +85,18 @@ def _numbers(value: Any) -> str:
 
 
 def _making(manifest: Mapping[str, Any]) -> str:
-    recipe, run, budget = (_part(manifest, name) for name in ("recipe", "run", "budget"))
-    used, origin = _part(manifest, "versions"), manifest.get("commit")
+    recipe, run, budget = (part(manifest, name) for name in ("recipe", "run", "budget"))
+    used, origin = part(manifest, "versions"), manifest.get("commit")
     size = [f"{budget[k]:,} {k}" for k in ("items", "bytes") if isinstance(budget.get(k), int)]
     made = ", ".join(f"{name} {used[name]}" for name in ("mmdd", "torch") if name in used)
     return _table(
         "How it was made",
         {
             "method": recipe.get("method"),
-            "encoder": _net(_part(recipe, "learner")),
-            "judged by": _net(_part(_part(recipe, "evaluate"), "learner")),
+            "encoder": _net(part(recipe, "learner")),
+            "judged by": _net(part(part(recipe, "evaluate"), "learner")),
             "budget": ", ".join(size),
+            "begun with": _begun(part(run, "begun_with")),
             "steps": f"{run['steps']:,}" if isinstance(run.get("steps"), int) else None,
             "time": _seconds(run.get("seconds")),
             "peak memory, MiB": run.get("peak_memory_mb"),
@@ -235,6 +106,10 @@ def _making(manifest: Mapping[str, Any]) -> str:
             "software": made + (f", commit `{str(origin)[:12]}`" if origin else ""),
         },
     )
+
+
+def _begun(before: Mapping[str, Any]) -> str | None:
+    return f"a set made by {before['method']} in {_seconds(before['seconds'])}" if before else None
 
 
 def _net(options: Mapping[str, Any]) -> str:
@@ -264,12 +139,12 @@ def _cell(value: Any) -> str:
 
 
 def _results(manifest: Mapping[str, Any]) -> str:
-    report = _part(manifest, "results")
-    table = {k: v for k, v in _part(report, "results").items() if isinstance(v, Mapping) and v}
+    report = part(manifest, "results")
+    table = {k: v for k, v in part(report, "results").items() if isinstance(v, Mapping) and v}
     if not table:
         return "## Results\n\nNot scored yet: `mmdd evaluate DIR`."
-    leak = _part(_part(manifest, "info"), "normalisation").get("leak", False)
-    protocol = report.get("protocol") or _part(manifest, "protocol")
+    leak = part(part(manifest, "info"), "normalisation").get("leak", False)
+    protocol = report.get("protocol") or part(manifest, "protocol")
     report = {**report, "protocol": protocol, "leak": leak}
     metric = str(report.get("metric", "score"))
     rows = [row for row in ROWS if any(row in found for found in table.values())]
@@ -297,7 +172,7 @@ def _score(row: Any, metric: str) -> str:
 
 
 def _protocol(report: Mapping[str, Any], metric: str) -> str:
-    protocol = _part(report, "protocol")
+    protocol = part(report, "protocol")
     optimiser = [str(protocol[k]) for k in ("optimiser", "lr") if k in protocol]
     better = {"max": "higher", "min": "lower"}.get(str(report.get("direction")))
     unit = " in %" if is_share(metric) else ""
@@ -329,7 +204,7 @@ def _protocol(report: Mapping[str, Any], metric: str) -> str:
 def _loading(manifest: Mapping[str, Any]) -> str:
     if not manifest.get("data"):
         return ""
-    columns = ", ".join(f"`{name}`" for name in _part(_part(manifest, "data"), "features"))
+    columns = ", ".join(f"`{name}`" for name in part(part(manifest, "data"), "features"))
     return (
         "## Use\n\n```python\nimport datasets\n\n"
         'train = datasets.load_dataset("path/to/this/folder", split="train")\n'
@@ -338,14 +213,14 @@ def _loading(manifest: Mapping[str, Any]) -> str:
 
 
 def _exactness(manifest: Mapping[str, Any]) -> str:
-    features = _part(_part(manifest, "data"), "features")
+    features = part(part(manifest, "data"), "features")
     kinds = [feature.get("_type") for feature in features.values() if isinstance(feature, Mapping)]
     parts = []
     if "Image" in kinds or (manifest.get("data") and not features):
         parts.append(
             "The images here are 8-bit PNG: pixels were denormalised, clipped and rounded."
         )
-    if "synthetic.safetensors" in _part(manifest, "files"):
+    if "synthetic.safetensors" in part(manifest, "files"):
         parts.append(
             "The exact, normalised floating-point tensors that were optimised and scored are in"
             " `synthetic.safetensors`; `mmdd.load(folder)` reads them, with all that belongs to"
@@ -359,7 +234,7 @@ def _exactness(manifest: Mapping[str, Any]) -> str:
 
 def _beside(manifest: Mapping[str, Any]) -> list[str]:
     """What stands in the file of the tensors and belongs to the space of the data."""
-    beside = _part(manifest, "info_tensors")
+    beside = part(manifest, "info_tensors")
     names = [str(name) for name in beside.get("names") or ()]
     if not names:
         return []
@@ -373,13 +248,15 @@ def _beside(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _repeating(manifest: Mapping[str, Any]) -> str:
-    recipe = _part(manifest, "recipe")
+    recipe = part(manifest, "recipe")
     if not recipe:
         return ""
     shown: dict[str, Any] = dict(recipe)
-    data = _part(recipe, "data")
+    data = part(recipe, "data")
     if data.get("source"):
         shown["data"] = {**data, "source": public_name(data["source"])}
+    if start := part(recipe, "synthetic").get("initialise"):
+        shown["synthetic"] = {**recipe["synthetic"], "initialise": public_name(start)}
     text = yaml.safe_dump(_plain(shown), sort_keys=False, width=88)
     return (
         "## Repeat it\n\n`mmdd distill recipe.yaml`, with this recipe:\n\n"

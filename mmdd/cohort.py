@@ -111,6 +111,12 @@ class Cohort(Student):
             start = {name: torch.stack([draw[name] for draw in draws]) for name in start}
         names = ("lr", "momentum", "weight_decay", "optimiser")
         super().__init__(learner, start, **{name: getattr(recording, name) for name in names})
+        self._average = None if recording.average is None else self.snapshot()
+
+    @property
+    def kept(self) -> Params:
+        """What a snapshot is of: the parameters, or their average. They change with `step`."""
+        return self.params if self._average is None else self._average
 
     def step(self, batch: Batch) -> Tensor:
         """One step of every expert on `batch`: [K * b] items, expert after expert.
@@ -128,7 +134,33 @@ class Cohort(Student):
             group["lr"] = self.recording.rate(self.steps / self.length)
         self._optimiser.step()
         self.steps += 1
+        self._add_to_average()
         return tree_map(torch.Tensor.detach, outputs)
+
+    @torch.no_grad()
+    def _add_to_average(self) -> None:
+        if self._average is None:
+            return
+        share = self.recording.weight_of_latest(self.steps)
+        for name, value in self._average.items():
+            if value.is_floating_point():
+                value.lerp_(self._params[name], share)
+            else:
+                value.copy_(self._params[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of a student, with the average."""
+        found = super().state_dict()
+        if self._average is not None:
+            found["average"] = {name: value.clone() for name, value in self._average.items()}
+        return found
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        super().load_state_dict(state)
+        if self._average is not None:
+            for name, value in self._average.items():
+                value.copy_(state["average"][name])
 
     def _losses(self, params: Params, batch: Batch) -> tuple[Tensor, Any]:
         task = self.learner.task

@@ -26,6 +26,9 @@ class Recording:
     epoch_steps: SGD steps of one epoch; None for one pass over the data, ``ceil(N / batch_size)``.
     batch_size, lr, momentum, weight_decay: plain SGD.
     schedule: of the rate: ``constant``, or ``cosine``, down to zero at the end of the last epoch.
+    average: snapshots are averages of the parameters so far, with weights that grow as step^average
+        (polynomial-decay averaging, Shamir and Zhang 2013): those of about the latest share
+        ``1 / (average + 1)`` of the steps count. None: the parameters themselves.
     augment: train under the recipe's augmentation.
     sharpness: flat trajectories (FTD): adaptive GSAM with the radius `rho` and, times `alpha`, the
         part of the old gradient orthogonal to the new one taken off; see `mmdd.cohort`.
@@ -53,6 +56,7 @@ class Recording:
     curriculum: float | None = None
     curriculum_epochs: int = 1
     schedule: Literal["constant", "cosine"] = "constant"
+    average: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("count", "epochs", "batch_size", "epoch_steps"):
@@ -60,8 +64,10 @@ class Recording:
             no_steps = name == "epoch_steps" and value is None
             if not no_steps and not (isinstance(value, int) and value >= 1):
                 raise _refused(name, value, "a whole number, at least 1")
-        for name in ("lr", "momentum", "weight_decay", "rho", "alpha"):
+        for name in ("lr", "momentum", "weight_decay", "rho", "alpha", "average"):
             value = getattr(self, name)
+            if name == "average" and value is None:
+                continue
             if not (math.isfinite(value) and value >= 0):
                 raise _refused(name, value, "a finite number, 0 or more")
         if self.lr == 0:
@@ -89,6 +95,12 @@ class Recording:
         falls = self.schedule == "cosine"
         return self.lr * 0.5 * (1 + math.cos(math.pi * done)) if falls else self.lr
 
+    def weight_of_latest(self, steps: int) -> float:
+        """Share of the parameters after step number `steps` in their average."""
+        if self.average is None:
+            return 1.0
+        return min(1.0, (self.average + 1) / (steps + self.average))
+
     def share(self, epoch: int) -> float:
         """Share of the items, the easiest ones, that epoch number `epoch` trains on."""
         if self.curriculum is None:
@@ -101,7 +113,7 @@ class Recording:
         values = dataclasses.asdict(self)
         del values["count"]
         # what came later is named where it is used: older recordings keep their names
-        for name in ("optimiser", "curriculum", "curriculum_epochs", "schedule"):
+        for name in ("optimiser", "curriculum", "curriculum_epochs", "schedule", "average"):
             if values[name] == getattr(Recording, name):
                 del values[name]
         return values

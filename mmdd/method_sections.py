@@ -147,6 +147,11 @@ class Experts(Section):
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="of the rate; cosine falls to zero at the end of the last epoch"
     )
+    average: NotNegative | None = Field(
+        None,
+        description="snapshots are averages of the parameters so far, weights growing as"
+        " step^average: paths without the noise of mini-batches; none: the parameters",
+    )
 
 
 # -- objectives ------------------------------------------------------------------------------------

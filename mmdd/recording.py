@@ -279,7 +279,7 @@ class _Group:
                 )
 
     def _params(self) -> list[Params]:
-        params = self.cohort.params
+        params = self.cohort.kept
         if not self.cohort.stacked:
             return [params]
         return [{n: value[k] for n, value in params.items()} for k in range(len(self.members))]

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 import yaml
 
-from mmdd import build, machine, start
+from mmdd import build, earlier, machine
+from mmdd.assembly import settled
 from mmdd.distiller import Distiller
 from mmdd.errors import NonFiniteError, UserError
 from mmdd.evaluate import Trainer, score
@@ -73,6 +74,7 @@ class Run:
         self.parts = parts
         self.folder = folder
         self.progress = progress or Progress()
+        self.begun_with = earlier.told(recipe)
         self.distiller: Distiller = build.distiller(parts, splits, experts)
         self.steps = recipe.optimise.steps
         self.seconds = 0.0
@@ -242,7 +244,7 @@ class Run:
         elif self.distiller.teacher is not None:
             self.distiller.teacher.renew(self.distiller.synthetic)
         self.distiller.synthetic.check_finite("at the end of the run")
-        self.distiller.synthetic = start.settled(self.parts, self.distiller.synthetic)
+        self.distiller.synthetic = settled(self.parts, self.distiller.synthetic)
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -272,6 +274,7 @@ class Run:
             "steps": self.distiller.number,
             "idle_steps": self.distiller.idle,
             "seconds": round(self.seconds, 3),
+            **({"begun_with": self.begun_with} if self.begun_with else {}),
             "peak_memory_mb": round(machine.peak_memory_mb(self.parts.device), 1),
             "seed": self.recipe.run.seed,
             "device": str(self.parts.device),

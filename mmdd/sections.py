@@ -5,16 +5,20 @@ Families that are chosen by ``kind`` are discriminated unions; a bare word is th
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
 
 from mmdd import catalog
+from mmdd.errors import unknown_name
 from mmdd.section import Positive, Rate, Section, Share, of_family
 
 # -- representations and labels --------------------------------------------------------------------
@@ -188,6 +192,10 @@ Labels = Annotated[
 ]
 
 
+STARTS = ("real", "herding", "k-center", "k-means", "aggregate", "noise")
+"""What a synthetic set starts from, where it does not go on from another one."""
+
+
 class Synthetic(Section):
     """What is learned. Exactly one of per_class, items and fraction is the budget."""
 
@@ -202,7 +210,11 @@ class Synthetic(Section):
     )
     representation: Representation = Field(default_factory=Direct)
     labels: Labels = Field(default_factory=Hard)
-    initialise: Literal["real", "herding", "k-center", "k-means", "aggregate", "noise"] = "real"
+    initialise: str = Field(
+        "real",
+        description=f"{', '.join(STARTS)}, or the folder of a finished set that this one goes on"
+        " from",
+    )
     per_step: Positive | None = Field(
         None,
         description="decoded items of a class that a step compares at most, drawn at random; none:"
@@ -212,6 +224,18 @@ class Synthetic(Section):
     step_size: Rate | None = Field(
         None, description="rate of the inner training at the start; learned with the set (MTT)"
     )
+
+    @field_validator("initialise")
+    @classmethod
+    def _start_or_folder(cls, value: str) -> str:
+        if value in STARTS:
+            return value
+        if (folder := Path(value).expanduser()).is_dir():
+            # so it is a folder's name wherever, and from wherever, the recipe is read again
+            return str(folder.resolve())
+        if os.sep in value:
+            return value
+        raise ValueError(str(unknown_name("start or folder", value, STARTS)))
 
     @model_validator(mode="after")
     def _one_budget(self) -> Synthetic:

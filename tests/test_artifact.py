@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import mmdd
-from mmdd import artifact, card, files, parquet
+from mmdd import artifact, card, card_header, files, parquet
 from mmdd.errors import UserError
 from mmdd.modality import DataInfo
 
@@ -620,7 +620,7 @@ def test_card_hides_the_folders_of_the_machine():
     [(1, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (9999, "1K<n<10K"), (10_000, "10K<n<100K")],
 )
 def test_size_categories(items, category):
-    assert card.size_category(items) == category
+    assert card_header.size_category(items) == category
 
 
 def test_card_features_are_those_that_datasets_writes():
@@ -639,7 +639,7 @@ def test_card_features_are_those_that_datasets_writes():
         }
     )
     written = yaml.safe_load(
-        yaml.safe_dump(card.yaml_features(features.to_dict()), sort_keys=False)
+        yaml.safe_dump(card_header.yaml_features(features.to_dict()), sort_keys=False)
     )
     assert datasets.Features._from_yaml_list(written)["label"] == features["label"]
     known = {k: v for k, v in features.items() if k != "sound"}
@@ -647,4 +647,4 @@ def test_card_features_are_those_that_datasets_writes():
         [entry for entry in written if entry["name"] != "sound"]
     ) == datasets.Features(known)
     odd = datasets.Features({"deep": {"a": datasets.Value("int64")}})
-    assert card.yaml_features(odd.to_dict()) is None
+    assert card_header.yaml_features(odd.to_dict()) is None

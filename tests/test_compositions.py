@@ -19,6 +19,7 @@ import torch
 from fakes import CASES, Case
 
 from mmdd import build, catalog, machine
+from mmdd.assembly import restore
 from mmdd.distiller import Distiller
 from mmdd.errors import UserError
 from mmdd.expert_options import Recording
@@ -27,7 +28,7 @@ from mmdd.labels import Labels, SoftLabels
 from mmdd.modality import Splits
 from mmdd.parts import Parts
 from mmdd.recipe import Recipe, validate
-from mmdd.start import restore, start_items
+from mmdd.start import start_items
 from mmdd.synthetic import SyntheticSet
 from mmdd.teacher import Teacher
 from mmdd.trees import tree_map

@@ -135,6 +135,30 @@ def test_a_trajectory_is_plain_sgd_over_shuffled_passes(tmp_path, epoch_steps, s
             assert distance(experts.params(1, (step + 1) // steps), leaves) < 1e-5
 
 
+def test_averaged_snapshots_are_means_of_the_way_with_growing_weights(tmp_path):
+    options = Recording(count=1, epochs=12, epoch_steps=1, batch_size=8, lr=0.1)
+    case = separable()
+    way = make(tmp_path / "way", case, options)
+    seldom = dataclasses.replace(options, epochs=4, epoch_steps=3, average=0.0)
+    means = make(tmp_path / "means", case, seldom)
+    for epoch in (1, 2, 4):
+        # with no growth the mean of all steps, the start left out
+        steps = [way.params(0, step) for step in range(1, 3 * epoch + 1)]
+        mean = {name: torch.stack([step[name] for step in steps]).mean(dim=0) for name in steps[0]}
+        assert distance(means.params(0, epoch), mean) < 1e-5
+    late = make(tmp_path / "late", case, dataclasses.replace(seldom, average=3.0))
+    assert distance(late.first(0), way.first(0)) == 0
+    ends = [distance(way.last(0), experts.last(0)) for experts in (late, means)]
+    assert 0 < ends[0] < ends[1]
+    # the recursion of Shamir and Zhang 2013, section 4, written out
+    kept = dict(way.first(0))
+    for step in range(1, 13):
+        share = min(1.0, 4.0 / (step + 3.0))
+        now = way.params(0, step)
+        kept = {name: (1 - share) * kept[name] + share * now[name] for name in kept}
+    assert distance(late.last(0), kept) < 1e-5
+
+
 def test_joint_data_is_shown_whole_at_every_step(monkeypatch):
     case = CASES["joint"]()
     for steps in (None, 3):
@@ -302,14 +326,14 @@ class Dead(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("more", [{}, {"schedule": "cosine"}, {"average": 3.0}])
 @pytest.mark.parametrize("stacked", [1, 2])
 @pytest.mark.parametrize("answer", [True, Dead()])
 def test_an_interrupted_recording_ends_with_the_same_bits(
-    tmp_path, monkeypatch, stacked, answer, schedule
+    tmp_path, monkeypatch, stacked, answer, more
 ):
     monkeypatch.setattr(recording, "STATE_SECONDS", 0.0)
-    options = dataclasses.replace(TINY, momentum=0.9, epoch_steps=3, schedule=schedule)
+    options = dataclasses.replace(TINY, momentum=0.9, epoch_steps=3, **more)
     case = separable()
     how = {"options": options, "stacked": stacked, "augmentation": Shift()}
     whole = make(tmp_path / "whole", case, **how)
@@ -624,7 +648,7 @@ def test_the_key_tells_everything_but_the_count():
         "count": 11, "epochs": 21, "epoch_steps": 5, "batch_size": 9, "lr": 0.1, "momentum": 0.5,
         "weight_decay": 0.1, "augment": False, "sharpness": True, "rho": 0.1, "alpha": 0.1,
         "keep": "ends", "optimiser": "adam", "curriculum": 0.5, "curriculum_epochs": 3,
-        "schedule": "cosine",
+        "schedule": "cosine", "average": 0.0,
     }  # fmt: skip
     assert other.keys() == {field.name for field in dataclasses.fields(Recording)}
     keys = {name: key(*base[:2], Recording(**{name: v}), *base[3:]) for name, v in other.items()}
@@ -637,14 +661,15 @@ def test_the_key_tells_everything_but_the_count():
         "seed": key(*base[:4], 1),
         "precision": key(*base, precision="bfloat16"),
     }
-    assert len(set(keys.values())) == len(keys) == 21
+    assert len(set(keys.values())) == len(keys) == 22
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("count", 0), ("epochs", 0), ("epoch_steps", 0), ("batch_size", -1), ("epochs", 2.5),
      ("lr", 0.0), ("lr", float("nan")), ("lr", -1), ("momentum", 1.0), ("weight_decay", -0.1),
-     ("rho", float("inf")), ("keep", "some"), ("schedule", "linear")],
+     ("rho", float("inf")), ("keep", "some"), ("schedule", "linear"),
+     ("average", -1.0)],
 )  # fmt: skip
 def test_impossible_recordings_are_refused(name, value):
     with pytest.raises(UserError, match=rf"experts\.{name} cannot be used"):

@@ -9,6 +9,8 @@ from fakes import ALL, Case, seeded
 
 import mmdd
 from mmdd import build, catalog, start
+from mmdd.assembly import restore
+from mmdd.budget import budget, told_budget
 from mmdd.compose import compose
 from mmdd.errors import UserError
 from mmdd.labels import DerivedLabels, HardLabels
@@ -267,12 +269,12 @@ def test_plain_descent_is_the_same_in_both_spaces():
 def test_budgets_of_a_series_are_time_steps(tmp_path):
     recipe = compose(method="dm", options={**SERIES, "synthetic.items": 40})
     _, splits = parts_of(recipe, waves())
-    counts = start.budget(recipe, splits.train.group_sizes, splits.info)
+    counts = budget(recipe, splits.train.group_sizes, splits.info)
     assert counts.tolist() == [40]
-    told = start.told_budget(counts, splits.train.group_sizes, splits.info, recipe)
+    told = told_budget(counts, splits.train.group_sizes, splits.info, recipe)
     assert told == "a synthetic series of 40 time steps, 0.19 of the training steps"
     share = compose(method="dm", options={**SERIES, "synthetic.fraction": 0.2})
-    assert start.budget(share, splits.train.group_sizes, splits.info).tolist() == [42]
+    assert budget(share, splits.train.group_sizes, splits.info).tolist() == [42]
     for options, message in (
         ({"synthetic.items": 17}, "at least 18: 12 that are given and 6 to forecast"),
         ({"synthetic.items": 210}, "fewer than 210"),
@@ -322,7 +324,7 @@ def test_windows_keep_or_learn_what_follows_them(labels, initialise):
     learned = {"inputs.inputs"} | ({"inputs.targets"} if labels == "soft" else set())
     assert set(made.leaves()) == learned | {"step_size"}
     assert made.batch().targets.shape == (5, 2, 6)
-    again = start.restore(parts, dict(made.state_dict()))
+    again = restore(parts, dict(made.state_dict()))
     assert torch.equal(again.batch().targets, made.batch().targets)
     # the horizons are those of real windows
     real = splits.train.select(torch.arange(len(splits.train))).targets

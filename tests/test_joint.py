@@ -9,6 +9,7 @@ import torch
 from fakes import Chain, joint, seeded, separable
 from torch import nn
 
+from mmdd.budget import budget, share_out, told_budget
 from mmdd.cohort import Schedule
 from mmdd.compose import compose
 from mmdd.errors import UserError
@@ -19,7 +20,6 @@ from mmdd.real import JointData
 from mmdd.recipe import Leaf
 from mmdd.rng import draws_noise
 from mmdd.sections import Turn
-from mmdd.start import budget, share_out, told_budget
 from mmdd.training import Student
 
 INFO = DataInfo(

@@ -9,11 +9,12 @@ import torch
 from fakes import CASES, Case, noise, seeded
 from torch import Tensor
 
-from mmdd import build, start
+from mmdd import build
 from mmdd.batch import Batch
 from mmdd.compose import compose
 from mmdd.errors import UserError
 from mmdd.files import load_tree, save_tree
+from mmdd.first_labels import first_relation
 from mmdd.labels import RelationLabels
 from mmdd.modality import DataInfo
 from mmdd.objectives.trajectory import TrajectoryMatching
@@ -350,7 +351,7 @@ def test_a_rank_above_the_number_of_pairs():
     recipe = compose(method="lors", options={"synthetic.items": 5})
     parts = build.parts(recipe, info("retrieval"), torch.device("cpu"))
     with pytest.raises(UserError, match="rank of the similarities is above the number of pairs"):
-        start.first_relation(parts, with_relation(CASES["coupled"](), 2))
+        first_relation(parts, with_relation(CASES["coupled"](), 2))
 
 
 def test_pairs_are_retrieved_where_no_task_is_named():

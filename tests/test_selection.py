@@ -11,6 +11,7 @@ from fakes import CASES, noise, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmdd.budget import share_out
 from mmdd.errors import UserError
 from mmdd.files import load_tree, save_tree
 from mmdd.objectives.distribution import DistributionMatching
@@ -24,7 +25,6 @@ from mmdd.selection import (
     random,
     select,
 )
-from mmdd.start import share_out
 
 CHOICES = {"random": random, "herding": herding, "k-center": k_center, "k-means": k_means}
 SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdd.card import public_name
+from mmdd.card_header import public_name
 from mmdd.files import write_atomic
 from mmdd.modalities.audio.space import in_units, spectrum_of
 from mmdd.modalities.audio.spectra import LogMel

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmdd.basis import principal
-from mmdd.card import public_name
+from mmdd.card_header import public_name
 from mmdd.files import write_atomic
 from mmdd.modalities.graphs.layout import layout
 from mmdd.modalities.tables.shown import class_numbers, counted, per_class

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdd.card import public_name
+from mmdd.card_header import public_name
 from mmdd.files import write_atomic
 from mmdd.modalities.images import whiten
 from mmdd.modalities.tables.shown import add_labels, class_numbers, counted, per_class

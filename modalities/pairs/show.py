@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdd.card import public_name
+from mmdd.card_header import public_name
 from mmdd.modalities.images.normalise import Normalise
 from mmdd.modalities.pairs.data import flat
 from mmdd.modalities.pairs.memory import PairsInMemory, recall

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdd.card import public_name
+from mmdd.card_header import public_name
 from mmdd.errors import UserError
 from mmdd.modalities.tables.arrays import Array
 from mmdd.modalities.tables.sets import NO_LABEL, rarest

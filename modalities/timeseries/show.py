@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdd.card import public_name
+from mmdd.card_header import public_name
 from mmdd.files import write_atomic
 from mmdd.modalities.tables.shown import add_labels, class_numbers
 from mmdd.modalities.timeseries.base import Mask, taken_apart

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdd.card import public_name
+from mmdd.card_header import public_name
 from mmdd.files import write_atomic
 from mmdd.modalities.images import show as sheets
 from mmdd.modalities.tables.arrays import Array

@@ -217,3 +217,19 @@ def test_a_step_of_some_nodes_is_refused_before_a_folder_is_begun(tmp_path):
             blocks(), method="gcdm", items=6, out=tmp_path / "r", options={"synthetic.per_step": 2}
         )
     assert not (tmp_path / "r").exists()
+
+
+def test_nodes_alone_are_the_start_of_nodes_with_edges_and_not_the_other_way_round(tmp_path):
+    before = mmdd.distill(
+        blocks(), method="gcond-x", per_class=3, options=few("gcond-x"), out=tmp_path / "nodes"
+    )
+    begun = {"synthetic.initialise": str(tmp_path / "nodes"), "optimise.inputs.lr": 1e-12}
+    after = mmdd.distill(
+        blocks(), method="gcond", per_class=3, options=few("gcond", **begun), out=tmp_path / "both"
+    )
+    torch.testing.assert_close(
+        after.to_torch().inputs["x"], before.to_torch().inputs["x"], rtol=0, atol=1e-5
+    )
+    options = few("gcond", **{"synthetic.initialise": str(tmp_path / "both")})
+    with pytest.raises(UserError, match="what it was learned with is not kept in a finished set"):
+        mmdd.distill(blocks(), method="gcond", per_class=3, options=options)

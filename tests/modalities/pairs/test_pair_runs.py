@@ -349,3 +349,15 @@ def test_one_draw_augments_both_fields():
     assert torch.equal(found["text"]["mask"], inputs["text"]["mask"])
     run = distilled("mtt-vl", **{"augment": "pairs"})
     assert run.run["steps"] == 2
+
+
+def test_pairs_of_a_cheap_method_are_the_start_of_a_dear_one(tmp_path):
+    before = mmdd.distill(
+        source_of("vectors"), method="dm-vl", options=options_of("dm-vl"), out=tmp_path / "cheap"
+    )
+    begun = {"synthetic.initialise": str(tmp_path / "cheap"), "optimise.inputs.lr": 1e-12}
+    after = mmdd.distill(source_of("vectors"), method="lors", options=options_of("lors", **begun))
+    ours, theirs = before.synthetic.batch().inputs, after.synthetic.batch().inputs
+    for side, value in ours.items():
+        torch.testing.assert_close(theirs[side], value, rtol=0, atol=1e-6)
+    assert after.run["begun_with"]["method"] == "dm-vl"
