@@ -12,7 +12,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ SETS = {
     "digits": "digits",
 }
 Options = dict[str, Any]
+BEGUN = "build"
+"""Folder of the sets that others go on from, in the commands that repeat a row."""
 
 
 def row(
@@ -39,18 +41,24 @@ def row(
     method: str = "dm",
     options: Options | None = None,
     of: str | None = None,
+    begin: str | None = None,
 ) -> dict[str, Any]:
     """One line of the plan; `options` are recipe values by dotted key.
 
     `of` names the line whose set is scored, under another protocol; it must have been kept.
+    `begin` names the line whose set this one goes on from: it is made first where it was not kept.
     """
+    options = dict(options or {})
+    if begin:
+        options["synthetic.initialise"] = f"{BEGUN}/{begin}"
     return {
         "of": of or label,
+        "begin": begin,
         "data": data,
         "per_class": per_class,
         "label": label,
         "method": method,
-        "options": options or {},
+        "options": options,
     }
 
 
@@ -103,6 +111,27 @@ DATM_NARROW: Options = {
     **{f"optimise.{name}.schedule": "cosine" for name in ("inputs", "labels", "step_size")},
     "evaluate.baselines": ["random"],
 }
+DATM_AVERAGED: Options = {
+    **NARROW,
+    "optimise.steps": 1200,
+    "objective.steps": 15,
+    "objective.skip_above": None,
+    "experts.count": 4,
+    "experts.epochs": 20,
+    "experts.epoch_steps": 150,
+    "experts.batch_size": 128,
+    "experts.lr": 0.03,
+    "experts.average": 3.0,
+    "experts.sharpness": False,
+    "source.length": 1,
+    "source.first_max_start": 6,
+    "source.max_start": 18,
+    "source.widen_steps": 600,
+    "synthetic.step_size": 0.05,
+    "evaluate.every": 200,
+    **{f"optimise.{name}.schedule": "cosine" for name in ("inputs", "labels", "step_size")},
+}
+"""From a set that DM made in a minute, along averaged trajectories."""
 PLAN = [
     row("fashion_mnist", 10, "dm-8min", options={"run.minutes": 8}),
     row("fashion_mnist", 1, "dm-5min", options={"run.minutes": 5}),
@@ -188,6 +217,21 @@ PLAN = [
             "evaluate.baselines": ["random"],
         },
     ),
+    # fifty whole images of a class say more than two hundred small ones
+    row(
+        "fashion_mnist",
+        50,
+        "dance-w32-2500-direct",
+        "dance",
+        {
+            **NARROW,
+            **NARROW_NETS,
+            "synthetic.representation": "direct",
+            "optimise.steps": 2500,
+            "optimise.inputs.lr": 2.0,
+            **SHORT_EPOCHS,
+        },
+    ),
     row("fashion_mnist", 10, "datm-w32-1200", "datm", DATM_NARROW),
     # with fewer epochs at another rate than the learned one, validation has 84.4
     row(
@@ -198,6 +242,13 @@ PLAN = [
         {**DATM_NARROW, "evaluate.lr": 0.01, **SHORT_EPOCHS},
         of="datm-w32-1200",
     ),
+    row(
+        "fashion_mnist",
+        10,
+        "dm-w32-600",
+        options={**NARROW, "optimise.steps": 600, "real.per_group": 128, **SHORT_EPOCHS},
+    ),
+    row("fashion_mnist", 10, "datm-averaged-1200", "datm", DATM_AVERAGED, begin="dm-w32-600"),
     row(
         "fashion_mnist",
         10,
@@ -344,31 +395,52 @@ GPU_PLAN = [
 ]
 
 
-def measure(line: dict[str, Any], args: argparse.Namespace, device: str) -> dict[str, Any]:
-    """Distil and score one line."""
+def options_of(line: dict[str, Any], args: argparse.Namespace) -> Options:
+    """What a line is distilled and scored with."""
     options = {**line["options"], "evaluate.learners": args.learners}
     options |= {"evaluate.full_minutes": 30, "evaluate.full_epochs": 6}
     if args.row_minutes is not None:
         options.setdefault("run.minutes", args.row_minutes)
     if "run.minutes" in options:
         options.setdefault("optimise.steps", 1_000_000)
-    progress = PlainProgress(60)
+    return options
+
+
+def made(
+    line: dict[str, Any], args: argparse.Namespace, device: str, stack: ExitStack
+) -> mmdd.Distilled:
+    """The line's set, from where it was kept or distilled; files that do not stay go with `stack`.
+
+    So is the one that it goes on from.
+    """
+    options = options_of(line, args)
+    run = Path(stack.enter_context(folder_of(line, args))) / "run"
+    if (run / MANIFEST).exists():
+        return kept(run, line, options)
+    if line["begin"]:
+        wanted = (line["data"], line["per_class"], line["begin"])
+        before = next(o for o in PLAN if (o["data"], o["per_class"], o["label"]) == wanted)
+        options["synthetic.initialise"] = str(made(before, args, device, stack).folder)
+    return mmdd.distill(
+        SETS[line["data"]],
+        method=line["method"],
+        per_class=line["per_class"],
+        seed=args.seed,
+        device=device,
+        out=run,
+        options=options,
+        progress=PlainProgress(60),
+    )
+
+
+def measure(line: dict[str, Any], args: argparse.Namespace, device: str) -> dict[str, Any]:
+    """Distil and score one line."""
+    options, progress = options_of(line, args), PlainProgress(60)
     started = time.perf_counter()
-    with folder_of(line, args) as folder:
-        run = Path(folder) / "run"
-        if (run / MANIFEST).exists():
-            done = kept(run, line, options)
-        else:
-            done = mmdd.distill(
-                SETS[line["data"]],
-                method=line["method"],
-                per_class=line["per_class"],
-                seed=args.seed,
-                device=device,
-                out=run,
-                options=options,
-                progress=progress,
-            )
+    with ExitStack() as stack:
+        done = made(line, args, device, stack)
+    earlier = (done.run.get("begun_with") or {}).get("seconds", 0.0)
+    seconds = done.run["seconds"] + earlier
     all_seconds = time.perf_counter() - started
     started = time.perf_counter()
     borrowed = known(line, args.learners, told(done.recipe.protocol.model_dump()))
@@ -386,8 +458,8 @@ def measure(line: dict[str, Any], args: argparse.Namespace, device: str) -> dict
         **scores,
         "learners": args.learners,
         "steps": done.run["steps"],
-        "distil_seconds": round(done.run["seconds"]),
-        "before_seconds": max(0, round(all_seconds - done.run["seconds"])),
+        "distil_seconds": round(seconds),
+        "before_seconds": max(0, round(all_seconds - seconds)),
         "evaluate_seconds": round(time.perf_counter() - started),
         "peak_memory_mb": round(report["peak_memory_mb"]),
         "protocol": told(report["protocol"]),
@@ -402,7 +474,8 @@ def measure(line: dict[str, Any], args: argparse.Namespace, device: str) -> dict
 def kept(folder: Path, line: dict[str, Any], options: Options) -> mmdd.Distilled:
     """A set that was distilled before, to be scored as this line asks."""
     done = mmdd.load(folder)
-    wanted = from_flags(SETS[line["data"]], method=line["method"], options=options)
+    own = {k: v for k, v in options.items() if k != "synthetic.initialise"}
+    wanted = from_flags(SETS[line["data"]], method=line["method"], options=own)
     done.recipe.evaluate = wanted.evaluate
     done.results = {}
     return done

@@ -180,7 +180,19 @@ def command(line: Line, row: dict[str, str]) -> str:
         f"--method {(row.get('method') or 'dm').partition(',')[0]}",
         f"{line.flag} {line.budget}",
     ]
-    return " ".join([*words, *map(shlex.quote, options)])
+    told = " ".join([*words, *map(shlex.quote, options)])
+    before = earlier(row)
+    return f"{command(line, before)} --out build/{before['label']}\n{told}" if before else told
+
+
+def earlier(row: dict[str, str]) -> dict[str, str] | None:
+    """The row of ``accuracy.csv`` whose set this row's goes on from."""
+    words = (word.partition("=") for word in row.get("options", "").split())
+    label = next((v for k, _, v in words if k == "synthetic.initialise" and "/" in v), "")
+    key = {"data": row.get("data"), "per_class": row.get("per_class")}
+    key |= {"label": label.removeprefix("build/")}
+    rows = read("accuracy") if label else []
+    return next((r for r in rows if all(r[k] == v for k, v in key.items())), None)
 
 
 def _words(options: str) -> list[str]:

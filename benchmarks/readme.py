@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common import WIDTH, read, widths, with_full
-from matrix import matrix
+from matrix import earlier, matrix
 
 README = Path(__file__).parents[1] / "README.md"
 SOON = "(no row yet)"
@@ -47,6 +47,8 @@ def accuracy() -> str:
             method += f", made at width {made}"
         elif made != WIDTH:
             method += f", width {made}"
+        if begun := earlier(row):
+            method += f", from `{begun['method']}`"
         rate = next((w for w in row["options"].split() if w.startswith("evaluate.lr=")), "")
         epochs = row["protocol"] + (f" at {rate.partition('=')[2]}" if rate else "")
         lines.append(
@@ -60,7 +62,8 @@ def accuracy() -> str:
         " judged at 128 as well (`learner.width=32 evaluate.learner.width=128`). Rows are as far as"
         " the minutes went, on two kinds of CPU (the file says which), not the published schedules."
         " The nets that `dance`, `mtt` and `datm` follow are recorded before, once, in minutes that"
-        " are not counted here. All columns of a"
+        " are not counted here; a set that goes on from another"
+        " (`from`) counts the time of both. All columns of a"
         " row share the protocol, but full data, which is trained by a recipe fit for it; herding"
         " may have chosen in a net of width 128 for a set made at 32 (column `baselines` of the"
         " file)."

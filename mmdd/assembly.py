@@ -83,7 +83,7 @@ def assemble(
     return made.to(parts.device)
 
 
-def part_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def tensors_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The tensors of one part of a set, by the names that they have there."""
     prefix = f"{name}."
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -92,7 +92,7 @@ def part_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 def restore(parts: Parts, tensors: dict[str, Tensor]) -> SyntheticSet:
     """Build the synthetic set that `tensors` (its state dict) describe."""
     kind, options = representation_of(parts)
-    own = part_of(tensors, "representation")
+    own = tensors_of(tensors, "representation")
     example = with_targets(parts.modality, parts.task.name, parts.info)
     representation = kind.of_state(own, example=example, bounds=bounds_of(parts), **options)
     made = SyntheticSet(

@@ -17,13 +17,21 @@ import torch
 from torch import Tensor
 
 from mmdd import artifact, files
-from mmdd.assembly import bounds_of, has_values, representation_of, restore, with_targets
+from mmdd.assembly import (
+    bounds_of,
+    has_values,
+    representation_of,
+    restore,
+    tensors_of,
+    with_targets,
+)
 from mmdd.errors import UserError
 from mmdd.labels import Labels
 from mmdd.parts import Parts
 from mmdd.parts import parts as parts_of
 from mmdd.recipe import Recipe, validate
 from mmdd.representations import Representation
+from mmdd.rng import generator
 from mmdd.sections import STARTS
 from mmdd.synthetic import SyntheticSet
 from mmdd.task import has_sets
@@ -59,16 +67,13 @@ class Earlier:
             raise self._other_kind("what it was learned with is not kept in a finished set")
         if self._is_kept("representation"):
             self._require(self.made.groups, stored)
-            prefix = "representation."
-            own = {
-                k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)
-            }
+            own = tensors_of(self.tensors, "representation")
             return kind.of_state(own, example=example, bounds=bounds, **options), sets
         if kind.continuous or before.continuous:
             raise self._other_kind("it is one series")
         values, groups = self._items()
         self._require(groups, stored * kind.needs(example, **options))
-        stream = torch.Generator().manual_seed(self.parts.recipe.run.seed)
+        stream = generator(self.parts.recipe.run.seed, "representation")
         made = kind.of_items(values, bounds=bounds, generator=stream, **options)
         return made, sets
 
