@@ -81,6 +81,8 @@ def show_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
         "fingerprint": info["fingerprint"][:16],
         "picture": str(folder / "picture.png"),
     }
+    if before := run.get("begun_with"):
+        facts["begun with"] = f"a set made by {before['method']} in {before['seconds']:.0f} s"
     for name, value in facts.items():
         console.print(f"[bold]{name:<12}[/bold] {value}", highlight=False, soft_wrap=True)
     if manifest.get("results"):

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from test_cli import mmdd as run
 from test_method_cli import SHORT
 from test_multilabel import distilled as of_texts
 
@@ -140,6 +141,9 @@ def test_a_run_tells_what_it_began_with_and_needs_it_no_more(first, tmp_path, mo
     card = (tmp_path / "third" / "README.md").read_text()
     assert f"| begun with | a set made by dm in {sum(seconds):.1f} s |" in card
     assert "initialise: second\n" in card, "no folders of this machine"
+    code, out, err = run("show", tmp_path / "third")
+    assert code == 0, err
+    assert "begun with   a set made by dm in " in out
 
     shutil.rmtree(tmp_path / "dm set")
     monkeypatch.chdir("/")
