@@ -41,16 +41,19 @@ def accuracy() -> str:
         used = int(row.get("threads") or row["cores"])
         cores = "1 core" if used == 1 else f"{used} cores"
         cost = f"{int(row['distil_seconds']) / 60:.0f} min, {row['steps']} steps, {cores}"
+        words = dict(word.partition("=")[::2] for word in row["options"].split())
         made, judge = widths(row["options"].split())
         method = f"`{row.get('method') or 'dm'}`"
+        if shape := words.get("synthetic.representation"):
+            method += f", {shape}"
         if made != judge:
             method += f", made at width {made}"
         elif made != WIDTH:
             method += f", width {made}"
         if begun := earlier(row):
             method += f", from `{begun['method']}`"
-        rate = next((w for w in row["options"].split() if w.startswith("evaluate.lr=")), "")
-        epochs = row["protocol"] + (f" at {rate.partition('=')[2]}" if rate else "")
+        rate = words.get("evaluate.lr")
+        epochs = row["protocol"] + (f" at {rate}" if rate else "")
         lines.append(
             f"| {row['data']} | {row['per_class']} | {method} | {scores} | {epochs} | {cost} |"
         )
