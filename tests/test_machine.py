@@ -12,7 +12,8 @@ LOOP = """
 import resource, sys, torch
 from mmdd import machine
 kept = machine.keep_memory() if sys.argv[1] == "keep" else None
-for _ in range(3):
+# what aligning leaves over lies between the blocks until the thread's cache is full of it
+for _ in range(16):
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):
