@@ -92,6 +92,7 @@ NARROW: Options = {"learner.width": 32, "evaluate.learner.width": 128}
 """Made with a net of a quarter of the width, in a quarter of the time; judged like the others."""
 SHORT_EPOCHS = {"evaluate.epochs": 300}
 """For sets whose decoded items fill more than one mini-batch: about as many updates in all."""
+RANDOM_ALONE: Options = {"evaluate.baselines": ["random"]}
 DATM_NARROW: Options = {
     **NARROW,
     "optimise.steps": 1200,
@@ -109,27 +110,17 @@ DATM_NARROW: Options = {
     "source.widen_steps": 600,
     "synthetic.step_size": 0.05,
     **{f"optimise.{name}.schedule": "cosine" for name in ("inputs", "labels", "step_size")},
-    "evaluate.baselines": ["random"],
 }
 DATM_AVERAGED: Options = {
-    **NARROW,
-    "optimise.steps": 1200,
-    "objective.steps": 15,
-    "objective.skip_above": None,
+    **DATM_NARROW,
     "experts.count": 4,
-    "experts.epochs": 20,
     "experts.epoch_steps": 150,
-    "experts.batch_size": 128,
     "experts.lr": 0.03,
     "experts.average": 3.0,
-    "experts.sharpness": False,
     "source.length": 1,
     "source.first_max_start": 6,
     "source.max_start": 18,
-    "source.widen_steps": 600,
-    "synthetic.step_size": 0.05,
     "evaluate.every": 200,
-    **{f"optimise.{name}.schedule": "cosine" for name in ("inputs", "labels", "step_size")},
 }
 """From a set that DM made in a minute, along averaged trajectories."""
 PLAN = [
@@ -214,7 +205,7 @@ PLAN = [
             "optimise.steps": 400,
             "optimise.inputs.lr": 2.0,
             "evaluate.epochs": 60,
-            "evaluate.baselines": ["random"],
+            **RANDOM_ALONE,
         },
     ),
     # fifty whole images of a class say more than two hundred small ones
@@ -232,14 +223,14 @@ PLAN = [
             **SHORT_EPOCHS,
         },
     ),
-    row("fashion_mnist", 10, "datm-w32-1200", "datm", DATM_NARROW),
+    row("fashion_mnist", 10, "datm-w32-1200", "datm", {**DATM_NARROW, **RANDOM_ALONE}),
     # with fewer epochs at another rate than the learned one, validation has 84.4
     row(
         "fashion_mnist",
         10,
         "datm-w32-1200-0.01",
         "datm",
-        {**DATM_NARROW, "evaluate.lr": 0.01, **SHORT_EPOCHS},
+        {**DATM_NARROW, **RANDOM_ALONE, "evaluate.lr": 0.01, **SHORT_EPOCHS},
         of="datm-w32-1200",
     ),
     row(
@@ -409,9 +400,9 @@ def options_of(line: dict[str, Any], args: argparse.Namespace) -> Options:
 def made(
     line: dict[str, Any], args: argparse.Namespace, device: str, stack: ExitStack
 ) -> mmdd.Distilled:
-    """The line's set, from where it was kept or distilled; files that do not stay go with `stack`.
+    """The line's set, kept from before or distilled, after the one that it goes on from.
 
-    So is the one that it goes on from.
+    Files that are not to stay go when `stack` is closed.
     """
     options = options_of(line, args)
     run = Path(stack.enter_context(folder_of(line, args))) / "run"
@@ -474,8 +465,7 @@ def measure(line: dict[str, Any], args: argparse.Namespace, device: str) -> dict
 def kept(folder: Path, line: dict[str, Any], options: Options) -> mmdd.Distilled:
     """A set that was distilled before, to be scored as this line asks."""
     done = mmdd.load(folder)
-    own = {k: v for k, v in options.items() if k != "synthetic.initialise"}
-    wanted = from_flags(SETS[line["data"]], method=line["method"], options=own)
+    wanted = from_flags(SETS[line["data"]], method=line["method"], options=options)
     done.recipe.evaluate = wanted.evaluate
     done.results = {}
     return done

@@ -9,13 +9,15 @@ Shape suffixes: n items, D features, L positions.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +36,7 @@ from mmdd.recipe import Leaf
 from mmdd.recording import record
 from mmdd.representations import Direct, Representation
 from mmdd.rng import Streams
+from mmdd.run import Run
 from mmdd.sources import Drawn, Fresh, Surroundings
 from mmdd.step import Objective, Step
 from mmdd.synthetic import StepSize, SyntheticSet
@@ -482,3 +485,21 @@ CASES: dict[str, Callable[[], Case]] = {
     "coupled": coupled,
     "forecasting": forecasting,
 }
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stopped_after(steps: int) -> Iterator[None]:
+    """A run begun inside ends after `steps` steps as by a second Ctrl-C, its state saved."""
+
+    def stop(self: Run, *args: Any) -> None:
+        if self.distiller.number == steps:
+            self.save()
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_after", stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from fakes import stopped_after
 from test_cli import mmdd as run
 from test_method_cli import SHORT
 from test_multilabel import distilled as of_texts
@@ -14,7 +15,6 @@ import mmdd
 from mmdd import build
 from mmdd.compose import from_flags, parse_overrides
 from mmdd.errors import UserError
-from mmdd.run import Run
 from mmdd.trees import tree_leaves
 
 DM = {**SHORT, "synthetic.per_class": 2}
@@ -155,16 +155,8 @@ def test_a_run_tells_what_it_began_with_and_needs_it_no_more(first, tmp_path, mo
 def test_a_run_that_goes_on_resumes_with_the_same_bits(first, tmp_path):
     options = {"synthetic.initialise": str(first), "run.checkpoint_seconds": 0}
     whole = made(None, steps=4, **options)
-
-    def stop_after_two(self, *args):
-        if self.distiller.number == 2:
-            self.save()
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_after", stop_after_two)
-        with pytest.raises(KeyboardInterrupt):
-            made(tmp_path / "run", steps=4, **options)
+    with stopped_after(2):
+        made(tmp_path / "run", steps=4, **options)
     assert same(whole.synthetic, mmdd.resume(tmp_path / "run").synthetic)
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from fakes import stopped_after
 from test_cli import mmdd as run
 
 import mmdd
@@ -86,19 +87,8 @@ def test_bytes_count_labels_and_step_size():
 def test_a_run_with_soft_labels_resumes_with_the_same_bits(tmp_path):
     whole = mmdd.distill(recipe="images/digits_datm", steps=4, options=SHORT)
     options = {**SHORT, "run.checkpoint_seconds": 0}
-    from mmdd.run import Run
-
-    def stop_after_two(self, *args):
-        if self.distiller.number == 2:
-            self.save()
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_after", stop_after_two)
-        with pytest.raises(KeyboardInterrupt):
-            mmdd.distill(
-                recipe="images/digits_datm", steps=4, options=options, out=tmp_path / "run"
-            )
+    with stopped_after(2):
+        mmdd.distill(recipe="images/digits_datm", steps=4, options=options, out=tmp_path / "run")
     late = mmdd.resume(tmp_path / "run")
     for name, value in whole.synthetic.state_dict().items():
         assert torch.equal(value, late.synthetic.state_dict()[name]), name
